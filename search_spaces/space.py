@@ -1,0 +1,157 @@
+"""Distributions over the dotted paths of a trial, such as `regime.finetune.learning_rate`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
+
+from trainables.config import Config
+
+Value = StrictBool | StrictInt | StrictFloat | StrictStr
+Point = dict[str, Value]  # path -> value
+
+
+class Distribution(Config):
+    """What every distribution has."""
+
+    when: dict[str, list[Value]] = Field(
+        {}, description="Sampled only while each of these paths, listed before this one, has one of the given values."
+    )
+
+    def active(self, point: Mapping[str, Value]) -> bool:
+        """Whether the parameter exists, given the values drawn so far."""
+        return all(point.get(path) in values for path, values in self.when.items())
+
+    def values(self) -> Sequence[Value] | None:
+        """All values when there are finitely many, otherwise None."""
+        return None
+
+    def probes(self) -> Sequence[Value]:
+        """Values to try for validity: all of a finite distribution, the ends of an interval."""
+        raise NotImplementedError("each distribution defines its own")
+
+
+class _Interval(Distribution):
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low must be smaller than high, got low={self.low:g}, high={self.high:g}")
+        return self
+
+    def probes(self) -> Sequence[Value]:
+        return (self.low, self.high)
+
+
+class Uniform(_Interval):
+    """A real number between low and high."""
+
+    kind: Literal["uniform"] = "uniform"
+
+
+class LogUniform(_Interval):
+    """A positive real number whose logarithm is uniform."""
+
+    kind: Literal["log_uniform"] = "log_uniform"
+    low: float = Field(gt=0)
+
+
+class IntUniform(Distribution):
+    """An integer from low to high, both included, in steps."""
+
+    kind: Literal["int"] = "int"
+    low: int
+    high: int
+    step: int = Field(1, ge=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low must not be greater than high, got low={self.low}, high={self.high}")
+        return self
+
+    def values(self) -> Sequence[Value]:
+        return range(self.low, self.high + 1, self.step)
+
+    def probes(self) -> Sequence[Value]:
+        return (self.values()[0], self.values()[-1])
+
+
+class _Choices(Distribution):
+    def probes(self) -> Sequence[Value]:
+        values = self.values()
+        assert values is not None
+        return values
+
+
+class Categorical(_Choices):
+    """One of the choices, picked by the sampler."""
+
+    kind: Literal["categorical"] = "categorical"
+    choices: list[Value] = Field(min_length=1)
+
+    def values(self) -> Sequence[Value]:
+        return self.choices
+
+
+class Grid(_Choices):
+    """Every one of the choices: `search.trials` samples of the other parameters are drawn for each combination."""
+
+    kind: Literal["grid"] = "grid"
+    choices: list[Value] = Field(min_length=1)
+
+    def values(self) -> Sequence[Value]:
+        return self.choices
+
+
+AnyDistribution = Annotated[
+    Uniform | LogUniform | IntUniform | Categorical | Grid, Field(discriminator="kind")
+]
+Space = dict[str, AnyDistribution]
+
+
+def sampled(space: Space) -> Space:
+    """The parameters that the sampler draws: all but the grid ones."""
+    return {path: distribution for path, distribution in space.items() if not isinstance(distribution, Grid)}
+
+
+def grid_points(space: Space) -> list[Point]:
+    """Every combination of the grid parameters whose conditions hold; one empty point when there is none."""
+    return list(finite_points({path: d for path, d in space.items() if isinstance(d, Grid)}))
+
+
+def finite_points(space: Space) -> Iterator[Point]:
+    """Every combination of finite parameters, each once. Parameters whose conditions do not hold are absent."""
+    seen: set[tuple[tuple[str, Value], ...]] = set()
+    for values in itertools.product(*(distribution.values() or () for distribution in space.values())):
+        point: Point = {}
+        for (path, distribution), value in zip(space.items(), values, strict=True):
+            if distribution.active(point):
+                point[path] = value
+        key = tuple(point.items())
+        if key not in seen:
+            seen.add(key)
+            yield point
+
+
+def size(space: Space) -> float:
+    """Number of points, infinite when a parameter is real; conditions are not taken into account."""
+    return math.prod(math.inf if d.values() is None else len(d.values() or ()) for d in space.values())
+
+
+def condition_errors(space: Space) -> Iterator[tuple[str, str]]:
+    """(path, message) for each `when` that refers to nothing sampled before it, or from a grid to a sampled path."""
+    before: list[str] = []
+    for path, distribution in space.items():
+        for other in distribution.when:
+            if other not in before:
+                yield path, f"`when` names {other!r}, which is not listed before {path!r} in this space"
+            elif isinstance(distribution, Grid) and not isinstance(space[other], Grid):
+                yield path, f"a grid may depend on other grids only, and {other!r} is sampled"
+        before.append(path)

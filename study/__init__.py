@@ -1,0 +1,1 @@
+"""Studies: what we want to know, and what we learnt."""

@@ -1,0 +1,310 @@
+"""The record of truth: studies, trials, stages and curves, in a database that no crash can corrupt.
+
+Everything else (MLflow, terminal, report, Optuna's state) is derived from it and can be rebuilt. Every write is one
+transaction and keyed, so that doing it twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from trainables.stage import Report, Stage
+
+SCHEMA_VERSION = 1
+
+Status = Literal["unfinished", "finished", "failed"]
+Origin = Literal["search", "replication"]
+
+_metadata = sa.MetaData()
+
+_schema = sa.Table("schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
+_studies = sa.Table(
+    "studies", _metadata,
+    sa.Column("study", sa.String, primary_key=True),
+    sa.Column("spec", sa.JSON, nullable=False),  # of the latest run
+    sa.Column("environment", sa.JSON, nullable=False),  # versions, data hashes
+    sa.Column("created_at", sa.Float, nullable=False),  # Unix time, as every *_at
+    sa.Column("updated_at", sa.Float, nullable=False),
+)  # fmt: skip
+_trials = sa.Table(
+    "trials", _metadata,
+    sa.Column("study", sa.ForeignKey("studies.study"), primary_key=True),
+    sa.Column("trial", sa.String, primary_key=True),
+    sa.Column("arm", sa.String, nullable=False),
+    sa.Column("number", sa.Integer, nullable=False),  # within the arm, in the order of proposal
+    sa.Column("origin", sa.String, nullable=False),
+    sa.Column("grid", sa.JSON, nullable=False),  # the part of `point` that a grid fixed
+    sa.Column("point", sa.JSON, nullable=False),  # searched path -> value
+    sa.Column("config", sa.JSON, nullable=False),  # fully resolved
+    sa.Column("seed", sa.Integer, nullable=False),
+    sa.Column("status", sa.String, nullable=False),
+    sa.Column("cause", sa.String),  # of a failure
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),
+)  # fmt: skip
+_stages = sa.Table(
+    "stages", _metadata,
+    sa.Column("stage", sa.String, primary_key=True),  # fingerprint
+    sa.Column("kind", sa.String, nullable=False),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("steps", sa.Integer, nullable=False),
+)  # fmt: skip
+_trial_stages = sa.Table(
+    "trial_stages", _metadata,
+    sa.Column("study", sa.String, primary_key=True),
+    sa.Column("trial", sa.String, primary_key=True),
+    sa.Column("position", sa.Integer, primary_key=True),
+    sa.Column("stage", sa.ForeignKey("stages.stage"), nullable=False),
+    sa.ForeignKeyConstraint(["study", "trial"], ["trials.study", "trials.trial"]),
+)  # fmt: skip
+_points = sa.Table(
+    "points", _metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("stage", sa.ForeignKey("stages.stage"), nullable=False),
+    sa.Column("step", sa.Integer, nullable=False),
+    sa.Column("metric", sa.String, nullable=False),
+    sa.Column("value", sa.Float, nullable=False),
+    sa.Column("audio_seconds", sa.Float, nullable=False),
+    sa.Column("epochs", sa.Float, nullable=False),
+    sa.Column("elapsed_seconds", sa.Float, nullable=False),
+    sa.Column("accelerator_seconds", sa.Float, nullable=False),
+    sa.Column("reported_at", sa.Float, nullable=False),
+    sa.UniqueConstraint("stage", "step", "metric"),
+)  # fmt: skip
+_mirrored = sa.Table(
+    "mirrored", _metadata,  # how far the MLflow mirror has come
+    sa.Column("server", sa.String, primary_key=True),
+    sa.Column("study", sa.String, primary_key=True),
+    sa.Column("trial", sa.String, primary_key=True),
+    sa.Column("stage", sa.String, primary_key=True),
+    sa.Column("point", sa.Integer, nullable=False),  # id of the last point that arrived
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial as the ledger has it."""
+
+    study: str
+    trial: str
+    arm: str
+    number: int
+    origin: Origin
+    grid: dict[str, Any]
+    point: dict[str, Any]
+    config: dict[str, Any]
+    seed: int
+    status: Status
+    cause: str | None
+    started_at: float
+    ended_at: float | None
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """One value of one metric of a trial.
+
+    `step`, `audio_seconds`, `elapsed_seconds` and `accelerator_seconds` count from the start of the trial's first
+    stage: what a shared stage cost is part of every trial that uses it.
+    """
+
+    id: int
+    stage: str
+    kind: str
+    metric: str
+    value: float
+    step: int
+    audio_seconds: float
+    epochs: float
+    elapsed_seconds: float
+    accelerator_seconds: float
+    reported_at: float
+
+
+class LedgerError(RuntimeError):
+    """The ledger cannot be used; the message says why and what to do."""
+
+
+class Ledger:
+    """Opens or creates the ledger of a database URL, such as `sqlite:////shared/results/ledger.db`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._engine = sa.create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _configure_sqlite)
+        _metadata.create_all(self._engine)
+        with self._engine.begin() as db:
+            version = db.scalar(sa.select(_schema.c.version))
+            if version is None:
+                db.execute(self._insert_once(_schema).values(version=SCHEMA_VERSION))
+            elif version != SCHEMA_VERSION:
+                raise LedgerError(f"{url} has schema version {version}; this program reads {SCHEMA_VERSION}")
+
+    @classmethod
+    def in_folder(cls, storage: Path) -> Ledger:
+        storage.mkdir(parents=True, exist_ok=True)
+        return cls(f"sqlite:///{storage / 'ledger.db'}")
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # ---- writing -----------------------------------------------------------------------------------------------
+
+    def open_study(self, study: str, spec: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Record the study, or that it runs again."""
+        now = time.time()
+        row = {"spec": dict(spec), "environment": dict(environment), "updated_at": now}
+        with self._engine.begin() as db:
+            db.execute(self._insert_once(_studies).values(study=study, created_at=now, **row))
+            db.execute(sa.update(_studies).where(_studies.c.study == study).values(**row))
+
+    def add_trial(self, study: str, trial: str, *, arm: str, number: int, origin: Origin, grid: Mapping[str, Any],
+                  point: Mapping[str, Any], config: Mapping[str, Any], seed: int, stages: Sequence[Stage]) -> None:  # fmt: skip
+        """Record a trial, before it starts, and the stages that it will run."""
+        with self._engine.begin() as db:
+            db.execute(
+                self._insert_once(_trials).values(
+                    study=study, trial=trial, arm=arm, number=number, origin=origin, grid=dict(grid), point=dict(point),
+                    config=dict(config), seed=seed, status="unfinished", started_at=time.time(),
+                )  # fmt: skip
+            )
+            for position, stage in enumerate(stages):
+                fingerprint = stage.fingerprint()
+                db.execute(
+                    self._insert_once(_stages).values(
+                        stage=fingerprint, kind=stage.kind, name=stage.name(), steps=stage.steps
+                    )
+                )
+                db.execute(
+                    self._insert_once(_trial_stages).values(
+                        study=study, trial=trial, position=position, stage=fingerprint
+                    )
+                )
+
+    def append(self, stage: str, reports: Iterable[Report]) -> None:
+        """Add reports to the curve of a stage. What is there already stays as it is."""
+        rows = [
+            {"stage": stage, "metric": metric, "value": value, **report.model_dump(exclude={"metrics"})}
+            for report in reports
+            for metric, value in report.metrics.items()
+        ]
+        if rows:
+            with self._engine.begin() as db:
+                db.execute(self._insert_once(_points), rows)
+
+    def end_trial(self, study: str, trial: str, status: Status, cause: str | None = None) -> bool:
+        """Record how an unfinished trial ended. The first end counts; True when this was it."""
+        with self._engine.begin() as db:
+            ended = db.execute(
+                sa.update(_trials)
+                .where(_trials.c.study == study, _trials.c.trial == trial, _trials.c.status == "unfinished")
+                .values(status=status, cause=cause, ended_at=time.time())
+            )
+            return bool(ended.rowcount)
+
+    def reopen_failed(self, study: str) -> None:
+        """Make failed trials run again."""
+        with self._engine.begin() as db:
+            db.execute(
+                sa.update(_trials)
+                .where(_trials.c.study == study, _trials.c.status == "failed")
+                .values(status="unfinished", cause=None, ended_at=None)
+            )
+
+    def set_mirrored(self, server: str, study: str, trial: str, stage: str, point: int) -> None:
+        """Record that the mirror has all points of the trial's stage up to this id."""
+        key = {"server": server, "study": study, "trial": trial, "stage": stage}
+        with self._engine.begin() as db:
+            db.execute(self._insert_once(_mirrored).values(**key, point=point))
+            conditions = [_mirrored.c[name] == value for name, value in key.items()]
+            db.execute(sa.update(_mirrored).where(*conditions).values(point=point))
+
+    def _insert_once(self, table: sa.Table) -> Any:
+        """INSERT that does nothing where the key exists."""
+        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        return dialect.insert(table).on_conflict_do_nothing()
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def studies(self) -> list[dict[str, Any]]:
+        with self._engine.connect() as db:
+            rows = db.execute(sa.select(_studies).order_by(_studies.c.created_at)).mappings()
+            return [dict(row) for row in rows]
+
+    def study(self, study: str) -> dict[str, Any]:
+        """Raises LedgerError, naming the known studies, when there is no such study."""
+        known = {row["study"]: row for row in self.studies()}
+        if study not in known:
+            raise LedgerError(f"no study {study!r} in {self.url}; known: {', '.join(sorted(known)) or 'none'}")
+        return known[study]
+
+    def trials(self, study: str) -> list[Trial]:
+        with self._engine.connect() as db:
+            query = sa.select(_trials).where(_trials.c.study == study)
+            rows = db.execute(query.order_by(_trials.c.started_at, _trials.c.trial)).mappings()
+            return [Trial(**row) for row in rows]
+
+    def trial_stages(self, study: str, trial: str) -> list[dict[str, Any]]:
+        """fingerprint (`stage`), `kind`, `name` and `steps` of the trial's stages, in order."""
+        with self._engine.connect() as db:
+            rows = db.execute(
+                sa.select(_stages)
+                .join(_trial_stages, _trial_stages.c.stage == _stages.c.stage)
+                .where(_trial_stages.c.study == study, _trial_stages.c.trial == trial)
+                .order_by(_trial_stages.c.position)
+            ).mappings()
+            return [dict(row) for row in rows]
+
+    def curve(self, study: str, trial: str, metric: str | None = None) -> list[CurvePoint]:
+        """The trial's points over all its stages, in order, with cumulative steps and costs."""
+        curve: list[CurvePoint] = []
+        before = {"step": 0, "audio_seconds": 0.0, "elapsed_seconds": 0.0, "accelerator_seconds": 0.0}
+        for stage in self.trial_stages(study, trial):
+            rows = self._points_of(stage["stage"])
+            for row in rows:
+                if metric is None or row["metric"] == metric:
+                    cumulative = {name: before[name] + row[name] for name in before}
+                    curve.append(CurvePoint(**{**row, **cumulative, "kind": stage["kind"]}))
+            if rows:
+                before = {name: before[name] + rows[-1][name] for name in before}
+        return curve
+
+    def _points_of(self, stage: str) -> list[dict[str, Any]]:
+        with self._engine.connect() as db:
+            query = sa.select(_points).where(_points.c.stage == stage).order_by(_points.c.step, _points.c.id)
+            return [dict(row) for row in db.execute(query).mappings()]
+
+    def final(self, study: str, trial: str) -> dict[str, float]:
+        """The last value of each metric of the trial's last stage."""
+        stages = self.trial_stages(study, trial)
+        return {row["metric"]: row["value"] for row in self._points_of(stages[-1]["stage"])} if stages else {}
+
+    def ranked(self, trials: Iterable[Trial], metric: str) -> list[Trial]:
+        """The finished ones of the trials, lowest final value of the metric first."""
+        finished = [t for t in trials if t.status == "finished"]
+        return sorted(finished, key=lambda t: (self.final(t.study, t.trial)[metric], t.trial))
+
+    def mirrored(self, server: str, study: str, trial: str) -> dict[str, int]:
+        """stage -> id of the last point that the mirror has."""
+        with self._engine.connect() as db:
+            query = sa.select(_mirrored.c.stage, _mirrored.c.point).where(
+                _mirrored.c.server == server, _mirrored.c.study == study, _mirrored.c.trial == trial
+            )
+            return {stage: point for stage, point in db.execute(query)}
+
+
+def _configure_sqlite(connection: Any, _: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not block each other
+    cursor.execute("PRAGMA synchronous=NORMAL")  # a crash of the machine may lose the last moment, never consistency
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()

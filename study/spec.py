@@ -1,0 +1,199 @@
+"""The sweep file, typed: what a study asks, which arms it compares, what it searches and with which resources."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from search_spaces.space import Point, Space, condition_errors
+from study.sweep_file import Location, SweepError, SweepFile, did_you_mean, explain, read_sweep_file
+from trainables.config import Config
+from trainables.data.corpus import CorpusError
+from trainables.trial import TrialConfig, corpus_of
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
+Metric = Literal["dev_wer", "dev_cer"]
+
+
+class TpeSampler(Config):
+    """Tree-structured Parzen estimator (Optuna)."""
+
+    kind: Literal["tpe"] = "tpe"
+    startup_trials: int = Field(10, ge=1, description="Random trials of an arm before the estimator takes over.")
+
+
+class RandomSampler(Config):
+    """Independent draws."""
+
+    kind: Literal["random"] = "random"
+
+
+class SearchSpec(Config):
+    """How each arm's space is searched. Each arm is searched on its own, with the same number of trials."""
+
+    sampler: Annotated[TpeSampler | RandomSampler, Field(discriminator="kind")] = TpeSampler()
+    trials: int = Field(ge=1, description="Trials of each arm (for each combination of its grid, if it has one).")
+    metric: Metric = Field("dev_wer", description="Minimised: its value at the end of the trial.")
+    seed: int = Field(0, ge=0, description="Of the sampler.")
+
+
+class ReplicationSpec(Config):
+    """After the search: the best of each arm again, with fresh seeds, so that a winner is not a lucky draw."""
+
+    top: int = Field(1, ge=1, description="How many of the best configurations of each arm.")
+    seeds: int = Field(2, ge=0, description="Fresh seeds for each of them.")
+
+
+class ConvergenceSpec(Config):
+    """The answer: what each arm spends until the metric stays at or below the target."""
+
+    metric: Metric = "dev_wer"
+    target: float = Field(gt=0, lt=1, description="As a fraction: 0.45 is 45 %.")
+
+
+class ResourcesSpec(Config):
+    """One worker group. None of this changes a result beyond rounding: it is not part of a stage's identity."""
+
+    workers: int = Field(1, ge=1, description="Workers that train one stage together (DistributedDataParallel).")
+    cpus_per_worker: int = Field(1, ge=1)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_groups: int | None = Field(None, ge=1, description="Trials at a time; None: as many as the cluster holds.")
+    idle_seconds: float = Field(20.0, ge=1, description="A group without work gives its machines back after this.")
+
+
+class MlflowSpec(Config):
+    """Where the study is mirrored."""
+
+    enabled: bool = True
+    tracking_uri: str | None = Field(
+        None, description="None: $MLFLOW_TRACKING_URI, or else an SQLite file in the storage folder."
+    )
+
+
+class ArmSpec(Config):
+    """A named variation: what it sets in the trial, and what is searched."""
+
+    trial: dict[str, Any] = {}
+    space: Space = {}
+
+
+class StudySpec(Config):
+    """A question asked with one sweep file."""
+
+    study: Name
+    question: str
+    storage: Path = Field(Path("results"), description="Folder, on storage that every node sees.")
+    trial: dict[str, Any] = Field({}, description="What all arms share; an arm's own `trial` is laid over it.")
+    arms: dict[Name, ArmSpec] = Field(min_length=1)
+    search: SearchSpec
+    replication: ReplicationSpec = ReplicationSpec()
+    convergence: ConvergenceSpec
+    resources: ResourcesSpec = ResourcesSpec()
+    mlflow: MlflowSpec = MlflowSpec()
+
+    def trial_config(self, arm: str, point: Point | None = None, seed: int | None = None) -> TrialConfig:
+        """The resolved configuration of an arm at a point of its space. Raises pydantic's ValidationError."""
+        merged = merge(self.trial, self.arms[arm].trial)
+        for path, value in (point or {}).items():
+            merged = merge(merged, nested(path, value))
+        if seed is not None:
+            merged = merge(merged, {"seed": seed})
+        return TrialConfig.model_validate(merged)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, mapping by mapping. A mapping of another `kind` replaces the one below it."""
+    if "kind" in over and "kind" in base and over["kind"] != base["kind"]:
+        return copy.deepcopy(dict(over))
+    merged = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
+    return merged
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """`nested("a.b", 1)` is `{"a": {"b": 1}}`."""
+    for key in reversed(path.split(".")):
+        value = {key: value}
+    return value
+
+
+def read_spec(path: Path, overrides: Iterable[str] = ()) -> StudySpec:
+    """Read and check a sweep file, corpora included. Raises SweepError with every error of the file at once."""
+    file = read_sweep_file(path, overrides)
+    found: list[tuple[Location, str]] = []
+    spec: StudySpec | None = None
+    try:
+        spec = StudySpec.model_validate(file.data)
+    except ValidationError as error:
+        found += explain(error, StudySpec)
+    found += _arm_errors(file, spec)
+    if found:
+        raise SweepError(list(dict.fromkeys(file.error(location, message) for location, message in found)))
+    assert spec is not None
+    return spec.with_(storage=spec.storage.expanduser().absolute())
+
+
+def _arm_errors(file: SweepFile, spec: StudySpec | None) -> Iterator[tuple[Location, str]]:
+    """Errors in what the arms set and search. Works on the raw data, so that they show beside other errors."""
+    arms = file.data.get("arms")
+    shared = file.data.get("trial") or {}
+    for name, arm in arms.items() if isinstance(arms, dict) and isinstance(shared, dict) else ():
+        own = arm.get("trial") or {} if isinstance(arm, dict) else None
+        if not isinstance(own, dict):
+            continue
+        try:
+            trial = TrialConfig.model_validate(merge(shared, own))
+        except ValidationError as error:
+            for location, message in explain(error, TrialConfig):
+                yield _where(file, name, location), message
+            continue
+        try:
+            corpus_of(trial.corpus)
+        except CorpusError as error:
+            yield _where(file, name, ("corpus",)), str(error)
+        if spec:
+            yield from _space_errors(spec, name, trial)
+
+
+def _where(file: SweepFile, arm: str, location: Location) -> Location:
+    """Where a value of a resolved trial stands in the file: in the arm's own part, or in what all arms share."""
+    own: Location = ("arms", arm, "trial", *location)
+    common: Location = ("trial", *location)
+    for end in range(len(location), 0, -1):
+        for candidate in (own, common):
+            offset = len(candidate) - len(location)
+            if file.contains(candidate[: offset + end]):
+                return candidate
+    return own
+
+
+def _space_errors(spec: StudySpec, arm: str, trial: TrialConfig) -> Iterator[tuple[Location, str]]:
+    space = spec.arms[arm].space
+    known = list(_paths(trial.model_dump(mode="json")))
+    for path, message in condition_errors(space):
+        yield ("arms", arm, "space", path), message
+    for path, distribution in space.items():
+        location: Location = ("arms", arm, "space", path)
+        if path not in known:
+            yield location, f"the trial of this arm has no {path!r}{did_you_mean(path, known)}"
+            continue
+        for value in distribution.probes():
+            try:
+                spec.trial_config(arm, {path: value})
+            except ValidationError as error:
+                yield location, f"{value!r} is not possible: {'; '.join(m for _, m in explain(error, TrialConfig))}"
+
+
+def _paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key

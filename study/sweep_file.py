@@ -1,0 +1,231 @@
+"""Reading a sweep file: YAML with the place of every value, and errors that name file, line and column."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+Location = tuple[str | int, ...]
+
+
+class SweepError(ValueError):
+    """A sweep file that cannot be run; the message has a line for each error."""
+
+    def __init__(self, errors: Sequence[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = list(errors)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars: `1e-4` is a number and `no` a string (a language code). Aliases are refused."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()
+            raise yaml.MarkedYAMLError(
+                problem="aliases are not supported; put what arms share under `trial:`", problem_mark=event.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|)$", re.I), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+.0123456789"),
+)
+_Loader.yaml_constructors = {
+    **yaml.SafeLoader.yaml_constructors,
+    "tag:yaml.org,2002:int": lambda loader, node: int(node.value),
+    "tag:yaml.org,2002:float": lambda loader, node: float(node.value),
+}
+
+
+def parse_value(text: str) -> Any:
+    """A value as it would be read in a sweep file: `"4"` is 4, `"[1, 2]"` a list."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader with other scalars)
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """The raw content of a sweep file, and where each value stands."""
+
+    name: str
+    data: Any
+    places: Mapping[Location, str]
+
+    def place(self, location: Location) -> str:
+        """`file:line:column` of the value, or of the nearest thing around it."""
+        for end in range(len(location), -1, -1):
+            if location[:end] in self.places:
+                return self.places[location[:end]]
+        return self.name
+
+    def error(self, location: Location, message: str) -> str:
+        shown = ".".join(map(str, location))
+        return f"{self.place(location)}: {shown + ': ' if shown else ''}{message}"
+
+    def contains(self, location: Location) -> bool:
+        return location in self.places
+
+
+def read_sweep_file(path: Path, overrides: Iterable[str] = ()) -> SweepFile:
+    """Read the file and apply `path=value` overrides. Raises SweepError for a file or an override that is malformed."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SweepError([f"{path}: cannot be read: {error}"]) from error
+    places: dict[Location, str] = {}
+    errors: list[str] = []
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        data = _construct(loader, node, (), str(path), places, errors) if node else None
+    except yaml.YAMLError as error:
+        raise SweepError([_yaml_error(str(path), error)]) from error
+    finally:
+        loader.dispose()
+    if not isinstance(data, dict):
+        errors.append(f"{path}:1:1: a sweep file is a mapping with at least `study`, `question` and `arms`")
+    for override in overrides if not errors else ():
+        _apply(override, data, places, errors)
+    if errors:
+        raise SweepError(errors)
+    return SweepFile(str(path), data, places)
+
+
+def _construct(loader: _Loader, node: yaml.Node, location: Location, name: str, places: dict[Location, str],
+               errors: list[str]) -> Any:  # fmt: skip
+    places[location] = f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+    if isinstance(node, yaml.SequenceNode):
+        return [_construct(loader, n, (*location, i), name, places, errors) for i, n in enumerate(node.value)]
+    if not isinstance(node, yaml.MappingNode):
+        return loader.construct_object(node)
+    mapping: dict[Any, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
+        place = f"{name}:{key_node.start_mark.line + 1}:{key_node.start_mark.column + 1}"
+        if not isinstance(key, str):
+            errors.append(f"{place}: a key must be text, got {key!r}")
+            continue
+        if key in mapping:
+            errors.append(f"{place}: {key!r} occurs twice in one mapping")
+        mapping[key] = _construct(loader, value_node, (*location, key), name, places, errors)
+        places[(*location, key)] = place
+    return mapping
+
+
+def _yaml_error(name: str, error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+    return f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}"
+
+
+def _apply(override: str, data: dict[str, Any], places: dict[Location, str], errors: list[str]) -> None:
+    place = f"command line ({override})"
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        errors.append(f"{place}: an override is written path=value, e.g. search.trials=4")
+        return
+    target: Any = data
+    location: list[str] = []
+    rest = path
+    while True:
+        # A key may itself hold dots (a path of a search space): the longest key that is there wins.
+        keys = [key for key in target if rest == key or rest.startswith(key + ".")]
+        key = max(keys, key=len) if keys else rest.partition(".")[0]
+        location.append(key)
+        rest = rest[len(key) + 1 :]
+        if not rest:
+            break
+        if key not in target:
+            places[tuple(location)] = place
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            errors.append(f"{place}: {'.'.join(location)} is not a mapping and has no {rest!r}")
+            return
+    try:
+        target[key] = parse_value(text)
+    except yaml.YAMLError as error:
+        errors.append(f"{place}: {text!r} is not valid YAML: {getattr(error, 'problem', error)}")
+        return
+    for known in [known for known in places if known[: len(location)] == tuple(location)]:
+        del places[known]
+    places[tuple(location)] = place
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the list of what is known."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[Location, str]]:
+    """Each error of pydantic as (location in the file, message naming the value, the rule and the fix)."""
+    explained: list[tuple[Location, str]] = []
+    for item in error.errors():
+        location = _in_file(model, item["loc"])
+        value = item["input"]
+        shown = f", got {value!r}" if not isinstance(value, dict | list | BaseModel) else ""
+        if item["type"] == "extra_forbidden":
+            unknown = str(item["loc"][-1])
+            known = {name for m in _models_at(model, item["loc"][:-1]) for name in m.model_fields}
+            explained.append((location, f"unknown field {unknown!r}{did_you_mean(unknown, known)}"))
+        elif item["type"] == "missing":
+            explained.append((location, "required, and missing"))
+        elif item["type"] == "union_tag_invalid":
+            tags = item["ctx"]["expected_tags"].replace("'", "").split(", ")
+            tag = item["ctx"]["tag"]
+            explained.append(((*location, "kind"), f"unknown kind {tag!r}{did_you_mean(tag, tags)}"))
+        elif item["type"] == "union_tag_not_found":
+            explained.append((location, "needs a `kind`"))
+        elif item["type"] == "value_error":
+            explained.append((location, item["msg"].removeprefix("Value error, ")))
+        else:
+            explained.append((location, item["msg"][0].lower() + item["msg"][1:] + shown))
+    return explained
+
+
+def _submodels(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in typing.get_args(annotation) for model in _submodels(argument)]
+
+
+def _step(models: list[type[BaseModel]], part: str | int) -> tuple[list[type[BaseModel]], bool]:
+    """The models one part of a pydantic location further, and whether the part also stands in the file."""
+    fields = [model.model_fields[part] for model in models if isinstance(part, str) and part in model.model_fields]
+    if fields:
+        return [sub for field in fields for sub in _submodels(field.annotation)], True
+    tagged = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
+    return (tagged, False) if tagged else (models, True)
+
+
+def _models_at(model: type[BaseModel], location: Sequence[str | int]) -> list[type[BaseModel]]:
+    models = [model]
+    for part in location:
+        models, _ = _step(models, part)
+    return models
+
+
+def _in_file(model: type[BaseModel], location: Sequence[str | int]) -> Location:
+    """pydantic's location without the tags of unions, which the file does not have."""
+    models, in_file = [model], []
+    for part in location:
+        models, stands = _step(models, part)
+        if stands:
+            in_file.append(part)
+    return tuple(in_file)

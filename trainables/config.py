@@ -1,0 +1,26 @@
+"""The base of every typed setting: frozen, closed to unknown keys, and free of torch.
+
+Settings stand in a `config.py` beside the parts that they configure, so that `study plan` and the
+errors of a sweep file answer without importing torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Config(BaseModel):
+    """Frozen and closed: an unknown key is an error, never silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def with_(self, **changes: Any) -> Self:
+        """A copy with the given fields replaced, validated again (`model_copy` does not validate)."""
+        return type(self).model_validate({**dict(self), **changes})
+
+
+def cosmetic(default: Any, *, description: str, **constraints: Any) -> Any:
+    """A field that cannot change a result and therefore stays out of the fingerprint of a stage."""
+    return Field(default, description=description, json_schema_extra={"cosmetic": True}, **constraints)

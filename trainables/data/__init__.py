@@ -1,0 +1,1 @@
+"""Corpora, splits, text and batches of audio."""

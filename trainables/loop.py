@@ -1,0 +1,265 @@
+"""The only training loop. It knows steps, phases, time and checkpoints, and no regime, loss or model by name."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from trainables.data.batches import Stream
+from trainables.data.corpus import Corpus, read_corpus
+from trainables.data.seeds import fold
+from trainables.data.text import Characters
+from trainables.distributed import agree, rank, sum_over_workers, world_size
+from trainables.evaluate import error_rates, transcribe
+from trainables.losses.build import TrainingLoss
+from trainables.losses.terms import Terms
+from trainables.models.acoustic import AcousticModel, count_parameters
+from trainables.stage import Lease, Phase, Report, Stage, StageResult, StageStore, write_atomically
+
+Reporter = Callable[[Report], None]
+
+
+class DivergedError(RuntimeError):
+    """The gradient is no longer finite; the weights before that step are intact."""
+
+
+class StageBusyError(RuntimeError):
+    """Another worker is running the stage."""
+
+
+def run_stage(stage: Stage, store: StageStore, report: Reporter, device: torch.device | None = None) -> StageResult:
+    """Train the stage, or continue it from its checkpoint, and commit it to the store.
+
+    Every worker of the group calls this; the first one reports and writes. `report` receives the whole curve, what was
+    reported before an interruption included. A finished stage is returned as it is.
+
+    Raises StageBusyError when another worker holds its lease, CorpusError for data that cannot be used, DivergedError.
+    """
+    if result := agree(store.result(stage)):
+        for past in result.reports:
+            report(past)
+        return result
+    with store.lease(stage).hold() if rank() == 0 else _no_lease() as lease:
+        if not agree(lease is not None or rank() != 0):
+            raise StageBusyError(f"another worker is running {stage.name()}")
+        training = _Training(stage, store, device or torch.device("cpu"), lease)
+        return training.run(report)
+
+
+class _no_lease:
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+class _Update:
+    """A phase made ready: its loss over the model's parts, and its optimiser."""
+
+    def __init__(self, model: AcousticModel, phase: Phase) -> None:
+        loss = TrainingLoss(model, phase.loss)
+        self.parameters = list(loss.parameters())
+        self.loss: nn.Module = DistributedDataParallel(loss) if world_size() > 1 else loss
+        self.max_gradient_norm = phase.optimiser.max_gradient_norm
+        self.learning_rates = [phase.learning_rates[part] for part in phase.loss.parts]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": list(model.get_submodule(part).parameters())} for part in phase.loss.parts],
+            betas=phase.optimiser.betas, eps=phase.optimiser.epsilon, weight_decay=phase.optimiser.weight_decay,
+        )  # fmt: skip
+
+    def __call__(self, batches: dict[str, Any], progress: float, learning_rate_scale: float) -> Terms:
+        """One optimiser update. Raises DivergedError, before the weights change, when the gradient is not finite."""
+        for group, learning_rate in zip(self.optimiser.param_groups, self.learning_rates, strict=True):
+            group["lr"] = learning_rate * learning_rate_scale
+        for parameter in self.parameters:
+            parameter.grad = None
+        loss, terms = self.loss(batches, progress)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm)
+        if not torch.isfinite(norm):
+            raise DivergedError(f"the gradient norm is {norm.item()}")
+        self.optimiser.step()
+        return terms
+
+
+class _Training:
+    """The state of one stage in training; `state_dict` is all that a checkpoint needs."""
+
+    def __init__(self, stage: Stage, store: StageStore, device: torch.device, lease: Lease | None) -> None:
+        self.stage, self.store, self.device, self.lease = stage, store, device, lease
+        self.corpus: Corpus = read_corpus(stage.corpus)
+        self.characters = Characters(u.text or "" for u in self.corpus.train)
+        self.model = build_model(stage, store, len(self.characters)).to(device)
+        self.updates = [_Update(self.model, phase) for phase in stage.phases]
+        self.streams = {name: self._stream(name) for name in stage.streams}
+        self.step = 0
+        self.reports: list[Report] = []
+        self.sums: dict[str, Tensor] = {}  # of each term since the last report: (sum, count)
+        self.elapsed_before = 0.0
+        self.started = time.monotonic()
+        self._load_checkpoint()
+
+    def run(self, report: Reporter) -> StageResult:
+        report = report if rank() == 0 else _ignore
+        for past in self.reports:
+            report(past)
+        saved_at = time.monotonic()
+        while self.step < self.stage.steps:
+            self._one_step()
+            metrics = self._due_metrics()
+            if metrics:
+                self.reports.append(self._report(metrics))
+                report(self.reports[-1])
+            # Only between reports' sums: then the checkpoint needs nothing that is spread over the workers.
+            if rank() == 0 and not self.sums and time.monotonic() - saved_at > self.stage.checkpoint_seconds:
+                self._save_checkpoint()
+                saved_at = time.monotonic()
+        return self._finish()
+
+    def _one_step(self) -> None:
+        if self.lease:
+            self.lease.check()
+        torch.manual_seed(fold(self.stage.seed, "step", self.step, rank()))
+        phase = self.stage.phase_at(self.step)
+        progress = self.step / self.stage.steps
+        batches = {name: self.streams[name].next().to(self.device) for name in self.stage.phases[phase].loss.streams}
+        try:
+            terms = self.updates[phase](batches, progress, self.stage.schedule.scale(progress))
+        except DivergedError as error:
+            rates = ", ".join(f"{part} {rate:g}" for part, rate in self.stage.phases[phase].learning_rates.items())
+            raise DivergedError(
+                f"training diverged at step {self.step + 1} of {self.stage.steps}: {error}; learning rates: {rates}; "
+                "try lower ones"
+            ) from None
+        for name, term in terms.items():
+            pair = torch.stack([term.sum.detach(), term.count]).double()
+            self.sums[name] = self.sums.get(name, torch.zeros_like(pair)) + pair
+        self.step += 1
+
+    def _due_metrics(self) -> dict[str, float]:
+        stage, last = self.stage, self.step == self.stage.steps
+        metrics: dict[str, float] = {}
+        if last or self.step % stage.report_every == 0:
+            metrics |= self._mean_terms()
+        if stage.evaluate_every and (last or self.step % stage.evaluate_every == 0):
+            metrics |= self._error_rates("dev")
+        if stage.evaluate_test and last:
+            metrics |= self._error_rates("test")
+        return metrics
+
+    def _mean_terms(self) -> dict[str, float]:
+        totals = {name: sum_over_workers(pair).tolist() for name, pair in self.sums.items()}
+        self.sums = {}
+        return {name: total / count for name, (total, count) in totals.items() if count}
+
+    def _error_rates(self, split: str) -> dict[str, float]:
+        hypotheses = transcribe(self.model, getattr(self.corpus, split), self.characters, self.device)
+        if rank() == 0:
+            lines = (json.dumps(asdict(h), ensure_ascii=False) + "\n" for h in hypotheses)
+            write_atomically(self.folder / f"hypotheses-{split}.jsonl", "".join(lines).encode())
+        return {f"{split}_{name}": value for name, value in error_rates(hypotheses).items()}
+
+    def _report(self, metrics: dict[str, float]) -> Report:
+        elapsed_seconds = self._elapsed_seconds()
+        leading = self.streams[self.stage.streams[0]]
+        return Report(
+            step=self.step,
+            metrics=metrics,
+            audio_seconds=sum(stream.audio_seconds for stream in self.streams.values()),
+            epochs=leading.audio_seconds / leading.seconds_per_epoch,
+            elapsed_seconds=elapsed_seconds,
+            accelerator_seconds=elapsed_seconds * world_size(),
+            reported_at=time.time(),
+        )
+
+    def _elapsed_seconds(self) -> float:
+        return self.elapsed_before + time.monotonic() - self.started
+
+    def _stream(self, name: str) -> Stream:
+        labelled = name == "labelled"
+        return Stream(
+            self.corpus.train if labelled else self.corpus.unlabelled,
+            self.characters if labelled else None,
+            batch_seconds=self.stage.batch_seconds,
+            seed=fold(self.stage.seed, name),
+            augment_speed=self.stage.augment_speed,
+            rank=rank(),
+            world_size=world_size(),
+        )
+
+    @property
+    def folder(self) -> Path:
+        folder = self.store.partial_folder(self.stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _save_checkpoint(self) -> None:
+        buffer = io.BytesIO()
+        torch.save(
+            {
+                "step": self.step,
+                "model": self.model.state_dict(),
+                "optimisers": [update.optimiser.state_dict() for update in self.updates],
+                "streams": {name: stream.state() for name, stream in self.streams.items()},
+                "reports": [report.model_dump() for report in self.reports],
+                "elapsed_seconds": self._elapsed_seconds(),
+            },
+            buffer,
+        )
+        write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
+
+    def _load_checkpoint(self) -> None:
+        path = self.folder / "checkpoint.pt"
+        if not agree(path.is_file()):
+            return
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        for update, saved in zip(self.updates, state["optimisers"], strict=True):
+            update.optimiser.load_state_dict(saved)
+        for name, stream in self.streams.items():
+            stream.load_state(state["streams"][name])
+        self.reports = [Report.model_validate(report) for report in state["reports"]]
+        self.elapsed_before = state["elapsed_seconds"]
+
+    def _finish(self) -> StageResult:
+        trained = [self.model.get_submodule(part) for part in self.stage.parts]
+        result = StageResult(
+            reports=tuple(self.reports), num_parameters=sum(count_parameters(part) for part in trained)
+        )
+        if rank() == 0:
+            for part, module in zip(self.stage.parts, trained, strict=True):
+                safetensors.torch.save_file(
+                    {name: tensor.contiguous() for name, tensor in module.state_dict().items()},
+                    self.folder / f"{part}.safetensors",
+                )
+            self.store.commit(self.stage, result)
+        agree(None)  # no worker goes on before the stage is stored
+        return result
+
+
+def build_model(stage: Stage, store: StageStore, num_symbols: int) -> AcousticModel:
+    """The model at the start of the stage: fresh parts drawn from the stage's seed, then those it takes over."""
+    model = AcousticModel(stage.model, num_symbols, seed=stage.seed)
+    if stage.initial:
+        for part in stage.initial.parts:
+            path = store.folder(stage.initial.stage) / f"{part}.safetensors"
+            model.get_submodule(part).load_state_dict(safetensors.torch.load_file(path))
+    return model
+
+
+def _ignore(report: Report) -> None:
+    """Reports of workers other than the first repeat what the first one says."""
+
+

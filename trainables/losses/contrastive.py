@@ -1,0 +1,118 @@
+"""The masked contrastive loss of wav2vec 2.0 (arXiv:2006.11477, section 3.2), as fairseq executes it.
+
+Legend: B utterances, T frames, D feature width, N masked frames of this worker's share, K negatives, G codebooks,
+V entries, P compared width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainables.data.batches import Batch
+from trainables.data.seeds import numpy_generator
+from trainables.distributed import sum_over_workers
+from trainables.losses.config import ContrastiveConfig
+from trainables.losses.masks import time_masks
+from trainables.losses.terms import Term, Terms
+from trainables.models.acoustic import AcousticModel
+from trainables.models.cnn_gru import frame_mask
+
+
+def scale_gradient(x: Tensor, scale: float) -> Tensor:
+    """`x`, whose gradient is multiplied by `scale` on the way back."""
+    return x if scale == 1.0 else x * scale + x.detach() * (1.0 - scale)
+
+
+def draw_negatives(masked_per_utterance: Sequence[int], negatives: int, seeds: Sequence[int]) -> Tensor:
+    """(N, K) rows of distractors: drawn with replacement from the other masked frames of the same utterance."""
+    rows, offset = [np.zeros((0, negatives), dtype=np.int64)], 0
+    for count, seed in zip(masked_per_utterance, seeds, strict=True):
+        if count:
+            drawn = numpy_generator(seed, "negatives").integers(count - 1, size=(count, negatives))
+            rows.append(offset + drawn + (drawn >= np.arange(count)[:, None]))
+        offset += count
+    return torch.from_numpy(np.concatenate(rows))
+
+
+def contrastive_logits(prediction_NP: Tensor, target_NP: Tensor, negatives_NK: Tensor, temperature: float) -> Tensor:
+    """(N, 1 + K) logits: cosine similarity / temperature, the true target first (equation 3).
+
+    A distractor equal to the target in every component gets -inf: it is no distractor.
+    """
+    prediction_NP, unit_NP = F.normalize(prediction_NP.float(), dim=1), F.normalize(target_NP.float(), dim=1)
+    positive_N1 = (prediction_NP * unit_NP).sum(1, keepdim=True)
+    negative_NK = torch.einsum("np,nkp->nk", prediction_NP, unit_NP[negatives_NK])
+    same_NK = (target_NP[negatives_NK] == target_NP[:, None]).all(2)
+    return torch.cat([positive_N1, negative_NK.masked_fill(same_NK, -torch.inf)], dim=1) / temperature
+
+
+def diversity(probability_sum_GV: Tensor, count: Tensor) -> Tensor:
+    """(GV - sum over codebooks of the perplexity of mean usage) / GV: 0 when all entries are used alike, < 1 always."""
+    mean_GV = probability_sum_GV / count.clamp(min=1)
+    perplexity_G = (-(mean_GV * (mean_GV + 1e-7).log()).sum(1)).exp()
+    return 1.0 - perplexity_G.sum() / mean_GV.numel()
+
+
+def contrastive_terms(model: AcousticModel, batch: Batch, config: ContrastiveConfig, progress: float,
+                      backbone_gradient: float = 1.0) -> Terms:  # fmt: skip
+    """Contrastive + diversity + feature penalty, each per masked (or per valid) frame.
+
+    `progress` in [0, 1] of the stage sets the Gumbel temperature. `backbone_gradient` scales the gradient that reaches
+    the backbone, and not that of the self-supervised head (BL-JUST's gamma).
+    """
+    backbone, head = model.backbone, model.self_supervised_head
+    raw_BTD, num_frames_B = backbone.features(batch.waveform_BS, batch.num_samples_B)
+    features_BTD = backbone.feature_norm(raw_BTD)
+    mask_BT = time_masks(
+        num_frames_B, raw_BTD.shape[1], batch.seeds, purpose="contrastive",
+        probability=config.mask_probability, length=config.mask_length, min_spans=2,
+    )  # fmt: skip
+    mask_BT[mask_BT.sum(1) < 2] = False  # one masked frame has no distractor
+    if not batch.counted:
+        mask_BT[:] = False
+    masked = mask_BT.sum(1).tolist()
+    device = raw_BTD.device
+    mask_on_device_BT = mask_BT.to(device)
+
+    context_BTC = backbone.context(features_BTD, num_frames_B, mask_on_device_BT)
+    context_NC = scale_gradient(context_BTC[mask_on_device_BT], backbone_gradient)
+    features_ND = scale_gradient(features_BTD[mask_on_device_BT], backbone_gradient)
+
+    temperature = config.gumbel_start * (config.gumbel_end / config.gumbel_start) ** progress
+    noise_NGV = _gumbel_noise(masked, head.quantiser.codewords_GVd, batch.seeds) if model.training else None
+    quantised = head.quantiser(features_ND, temperature, noise_NGV)
+    logits_NK1 = contrastive_logits(
+        head.project_context(context_NC), head.project_target(quantised.vectors_ND),
+        draw_negatives(masked, config.negatives, batch.seeds).to(device), config.temperature,
+    )  # fmt: skip
+    nll_N = F.cross_entropy(logits_NK1, logits_NK1.new_zeros(len(logits_NK1), dtype=torch.long), reduction="none")
+
+    count = nll_N.new_tensor(float(len(nll_N)))
+    usage_GV = quantised.logits_NGV.float().softmax(2).sum(0)
+    valid_BT1 = frame_mask(num_frames_B, raw_BTD.shape[1], device)[..., None]
+    num_valid = valid_BT1.sum() * float(batch.counted)
+    penalty = (raw_BTD.float().square() * valid_BT1).mean(2).sum() * float(batch.counted)
+    return {
+        "contrastive": Term(nll_N.sum(), count),
+        "diversity": Term(
+            diversity(sum_over_workers(usage_GV), sum_over_workers(count.clone())),
+            torch.ones_like(count),
+            config.diversity_weight,
+        ),
+        "feature_penalty": Term(penalty, num_valid, config.feature_penalty_weight * backbone_gradient),
+        "contrastive_accuracy": Term((logits_NK1.argmax(1) == 0).float().sum().detach(), count, weight=0.0),
+    }
+
+
+def _gumbel_noise(masked_per_utterance: Sequence[int], codewords_GVd: Tensor, seeds: Sequence[int]) -> Tensor:
+    G, V, _ = codewords_GVd.shape
+    noise = [
+        numpy_generator(seed, "gumbel").gumbel(size=(count, G, V)).astype(np.float32)
+        for count, seed in zip(masked_per_utterance, seeds, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(noise)).to(codewords_GVd.device)

@@ -1,0 +1,43 @@
+"""CTC. Legend: B utterances, T frames, D width, V symbols."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from trainables.data.batches import Batch
+from trainables.data.text import BLANK
+from trainables.losses.config import CtcConfig, MaskConfig
+from trainables.losses.masks import channel_masks, time_masks
+from trainables.losses.terms import Term, Terms
+from trainables.models.acoustic import AcousticModel
+
+
+def ctc_log_probabilities(model: AcousticModel, batch: Batch, mask: MaskConfig | None = None) -> tuple[Tensor, Tensor]:
+    """(B, T, V) log-probabilities and the (B,) valid frames; `mask` augments the features in training."""
+    features_BTD, num_frames_B = model.backbone.features(batch.waveform_BS, batch.num_samples_B)
+    features_BTD = model.backbone.feature_norm(features_BTD)
+    mask_BT = torch.zeros(features_BTD.shape[:2], dtype=torch.bool, device=features_BTD.device)
+    if mask is not None:
+        channels_BD = channel_masks(
+            features_BTD.shape[2], batch.seeds, probability=mask.channel_probability, length=mask.channel_length
+        )
+        features_BTD = features_BTD.masked_fill(channels_BD.to(features_BTD.device)[:, None], 0.0)
+        mask_BT = time_masks(
+            num_frames_B, features_BTD.shape[1], batch.seeds, purpose="augment",
+            probability=mask.time_probability, length=mask.time_length,
+        ).to(features_BTD.device)  # fmt: skip
+    context_BTC = model.backbone.context(features_BTD, num_frames_B, mask_BT)
+    return model.ctc_head(context_BTC).float().log_softmax(2), num_frames_B
+
+
+def ctc_terms(model: AcousticModel, batch: Batch, config: CtcConfig) -> Terms:
+    log_probabilities_BTV, num_frames_B = ctc_log_probabilities(model, batch, config.mask)
+    # An utterance with fewer frames than its text needs has no alignment: it counts zero, not infinity.
+    nll_B = F.ctc_loss(
+        log_probabilities_BTV.transpose(0, 1), batch.tokens_BU, num_frames_B, batch.num_tokens_B,
+        blank=BLANK, reduction="none", zero_infinity=True,
+    )  # fmt: skip
+    counted = float(batch.counted)
+    return {"ctc": Term(nll_B.sum() * counted, nll_B.new_tensor(len(nll_B) * counted))}

@@ -1,0 +1,1 @@
+"""Training regimes: the ordered stages that a trial runs."""

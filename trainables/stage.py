@@ -1,0 +1,340 @@
+"""A stage: one unit of training, its identity, and the store of finished and unfinished stages."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from trainables.config import Config, cosmetic
+from trainables.data.config import CorpusConfig
+from trainables.losses.config import LossConfig, Part, Stream
+from trainables.models.config import ModelConfig
+
+StageKind = Literal["pretrain", "joint", "finetune", "supervised"]
+
+
+class ScheduleConfig(Config):
+    """Tri-stage learning rate: linear warm-up, constant, exponential decay (fairseq `tri_stage`)."""
+
+    warmup_fraction: float = Field(0.1, ge=0, le=1)
+    decay_fraction: float = Field(0.5, ge=0, le=1)
+    start_scale: float = Field(0.01, gt=0, le=1, description="Of the learning rate, at the first step.")
+    end_scale: float = Field(0.05, gt=0, le=1, description="Of the learning rate, after the last step.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(f"warmup_fraction + decay_fraction must be at most 1, got {self.warmup_fraction} + "
+                             f"{self.decay_fraction}")  # fmt: skip
+        return self
+
+    def scale(self, progress: float) -> float:
+        """The factor on the learning rate when the share `progress` in [0, 1] of the stage is done."""
+        if progress < self.warmup_fraction:
+            return self.start_scale + (1 - self.start_scale) * progress / self.warmup_fraction
+        into_decay = progress - (1 - self.decay_fraction)
+        return self.end_scale ** (into_decay / self.decay_fraction) if into_decay > 0 else 1.0
+
+
+class OptimiserConfig(Config):
+    """AdamW."""
+
+    betas: tuple[float, float] = (0.9, 0.98)
+    epsilon: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    max_gradient_norm: float = Field(5.0, gt=0)
+
+
+class Phase(Config):
+    """One loss with its own optimiser. A stage goes through its phases in turn, `steps` updates each, and again."""
+
+    loss: LossConfig
+    learning_rates: dict[Part, float] = Field(description="Peak learning rate of each part that the loss trains.")
+    optimiser: OptimiserConfig = OptimiserConfig()
+    steps: int = Field(1, ge=1, description="Consecutive updates before the next phase takes over.")
+
+
+class InitialWeights(Config):
+    """The parts that a stage takes over from an earlier stage; other parts start fresh."""
+
+    stage: Stage
+    parts: tuple[Part, ...]
+
+
+class Stage(Config):
+    """Fully resolved, defaults included. Everything here that is not marked cosmetic is part of the identity."""
+
+    kind: StageKind
+    corpus: CorpusConfig = cosmetic(..., description="Where the data is; its content enters as `data_fingerprint`.")
+    data_fingerprint: str
+    model: ModelConfig
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    steps: int = Field(ge=1, description="Optimiser updates.")
+    batch_seconds: float = Field(gt=0, description="Padded audio of the global batch, over all workers.")
+    augment_speed: bool
+    schedule: ScheduleConfig
+    report_every: int = Field(ge=1, description="Steps between reports of the training loss.")
+    evaluate_every: int | None = Field(ge=1, description="Steps between evaluations on dev; None: never.")
+    evaluate_test: bool = Field(description="Evaluate on test once, at the end.")
+    seed: int
+    initial: InitialWeights | None = None
+    version: int = Field(1, description="Bumped by hand when the mathematics of training changes.")
+    checkpoint_seconds: float = cosmetic(20.0, description="Time between checkpoints.", gt=0)
+
+    @property
+    def streams(self) -> tuple[Stream, ...]:
+        """The kinds of audio that the stage reads."""
+        used = {stream for phase in self.phases for stream in phase.loss.streams}
+        return tuple(stream for stream in ("labelled", "unlabelled") if stream in used)  # type: ignore[misc]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts of the model that the stage trains, and stores at its end."""
+        return tuple(dict.fromkeys(part for phase in self.phases for part in phase.loss.parts))
+
+    def phase_at(self, step: int) -> int:
+        """Index of the phase that makes update number `step`."""
+        position = step % sum(phase.steps for phase in self.phases)
+        for index, phase in enumerate(self.phases):
+            position -= phase.steps
+            if position < 0:
+                return index
+        raise AssertionError("unreachable: position is within the cycle")
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the sha256 of everything that can change the result."""
+        payload = {name: _identity(value) for name, value in _identifying_fields(self)}
+        return hashlib.sha256(json.dumps(payload, sort_keys=True).encode()).hexdigest()[:16]
+
+    def name(self) -> str:
+        """Readable name and fingerprint, unique to this stage."""
+        return f"{self.kind}-{self.model.kind}-{self.steps}steps-seed{self.seed}-{self.fingerprint()}"
+
+
+def _identifying_fields(config: BaseModel) -> Iterator[tuple[str, Any]]:
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if not (isinstance(extra, dict) and extra.get("cosmetic")):
+            yield name, getattr(config, name)
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, Stage):
+        return value.fingerprint()
+    if isinstance(value, BaseModel):
+        return {name: _identity(inner) for name, inner in _identifying_fields(value)}
+    if isinstance(value, list | tuple):
+        return [_identity(inner) for inner in value]
+    if isinstance(value, dict):
+        return {str(key): _identity(inner) for key, inner in value.items()}
+    return value
+
+
+class Report(Config):
+    """Metrics of a stage at one step, and what it had cost by then."""
+
+    step: int
+    metrics: dict[str, float]
+    audio_seconds: float = Field(description="Audio processed by all workers, every stream and repetition counted.")
+    epochs: float
+    elapsed_seconds: float = Field(description="Time spent in the stage, over all its attempts.")
+    accelerator_seconds: float = Field(description="elapsed_seconds x workers; without a GPU, a worker counts as one.")
+    reported_at: float = Field(description="Unix time.")
+
+
+class StageResult(Config):
+    """What a finished stage leaves beside its weights."""
+
+    reports: tuple[Report, ...]
+    num_parameters: int
+
+    @property
+    def last(self) -> Report:
+        return self.reports[-1]
+
+
+class StageStore:
+    """Finished and unfinished stages under one folder on storage that every node sees.
+
+    A stage is written beside its place and renamed when complete: a folder without its DONE mark does not exist.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def folder(self, stage: Stage) -> Path:
+        return self.root / "stages" / stage.kind / stage.name()
+
+    def partial_folder(self, stage: Stage) -> Path:
+        """Where the unfinished stage keeps its checkpoint."""
+        return self.folder(stage).with_suffix(".partial")
+
+    def lease(self, stage: Stage) -> Lease:
+        return Lease(self.folder(stage).with_suffix(".lease"))
+
+    def result(self, stage: Stage) -> StageResult | None:
+        """The result of a finished stage, or None."""
+        folder = self.folder(stage)
+        if not (folder / "DONE").is_file():
+            return None
+        return StageResult.model_validate_json((folder / "result.json").read_text())
+
+    def commit(self, stage: Stage, result: StageResult) -> None:
+        """Make the files in the partial folder the finished stage. Doing it twice changes nothing."""
+        partial, final = self.partial_folder(stage), self.folder(stage)
+        write_atomically(partial / "result.json", result.model_dump_json().encode())
+        write_atomically(partial / "stage.json", stage.model_dump_json(indent=1).encode())
+        (partial / "checkpoint.pt").unlink(missing_ok=True)
+        (partial / "DONE").touch()
+        if (final / "DONE").is_file():
+            shutil.rmtree(partial)
+        else:
+            partial.rename(final)
+        _sync_folder(final.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside `path`, flush to the disk, rename: a reader sees the old content or the new, never a part."""
+    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    with beside.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.replace(path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class LeaseLostError(RuntimeError):
+    """Another worker took over the stage, because this one seemed dead."""
+
+
+class Lease:
+    """The right to run a stage: a file that its holder touches every few seconds.
+
+    A holder is dead when its process is gone (seen from its own machine), or when the file has not been touched for
+    `STALE_SECONDS` of the observer's own clock (seen from anywhere; clocks are never compared).
+    """
+
+    HEARTBEAT_SECONDS = 5.0
+    STALE_SECONDS = 45.0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[str, int] | None = None
+        self._seen_at = 0.0
+
+    @contextmanager
+    def hold(self) -> Iterator[Lease | None]:
+        """Hold the lease, or yield None at once when another holds it."""
+        holder = f"{socket.gethostname()} {os.getpid()} {_process_start(os.getpid())} {uuid.uuid4().hex}"
+        if not self._create(holder):
+            yield None
+            return
+        self.holder, self.lost, stop = holder, False, threading.Event()
+        beat = threading.Thread(target=self._beat, args=(stop,), daemon=True, name="lease-heartbeat")
+        beat.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            beat.join()
+            if self._read() == holder:
+                self.path.unlink(missing_ok=True)
+
+    def held_by_another(self) -> bool:
+        """True while a live holder has the lease. A dead holder's lease is removed. Ask repeatedly."""
+        holder = self._read()
+        if holder is None:
+            return False
+        try:
+            seen = (holder, self.path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            return False
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, time.monotonic()
+        if _process_is_gone(holder) or time.monotonic() - self._seen_at > self.STALE_SECONDS:
+            self._break(holder)
+            return False
+        return True
+
+    def check(self) -> None:
+        """Raise LeaseLostError when the lease that this process holds has been taken over."""
+        if self.lost:
+            raise LeaseLostError(f"the lease of {self.path.stem} was taken over by another worker")
+
+    def _create(self, holder: str) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
+        beside.write_text(holder)
+        try:
+            os.link(beside, self.path)  # unlike rename, fails when the lease exists, and shows it only when complete
+        except FileExistsError:
+            return False
+        finally:
+            beside.unlink()
+        return True
+
+    def _read(self) -> str | None:
+        try:
+            return self.path.read_text()
+        except FileNotFoundError:
+            return None
+
+    def _beat(self, stop: threading.Event) -> None:
+        while not stop.wait(self.HEARTBEAT_SECONDS):
+            if self._read() != self.holder:
+                self.lost = True
+                return
+            os.utime(self.path)
+
+    def _break(self, holder: str) -> None:
+        """Remove the dead holder's lease; renaming first lets only one of several observers do it."""
+        away = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            self.path.rename(away)
+        except FileNotFoundError:
+            return
+        if away.read_text() != holder:  # a live holder came in between: give it back
+            os.link(away, self.path)
+        away.unlink()
+
+
+def _process_start(pid: int) -> str:
+    """Start time of a process in clock ticks since boot, which tells a process from a later one with the same number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return "?"
+
+
+def _process_is_gone(holder: str) -> bool:
+    host, pid, start, _ = holder.split(" ")
+    return host == socket.gethostname() and start != "?" and _process_start(int(pid)) != start
+
+
+def chain(stage: Stage) -> Sequence[Stage]:
+    """The stage and all that it starts from, in the order in which they run."""
+    return (*(chain(stage.initial.stage) if stage.initial else ()), stage)
+
+
+InitialWeights.model_rebuild()
