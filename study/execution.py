@@ -16,24 +16,12 @@ from cluster.connect import HEAD_SLIVER, GroupSize, groups_that_fit
 from study.ledger import Ledger
 from study.search import StudySearcher
 from study.spec import StudySpec
+from study.watcher import Watcher
 from trainables.ray_train import News, start_worker_groups
 from trainables.stage import Report, Stage, StageStore
 from trainables.trial import TrialConfig, stages_of
 
 LEASE_POLL_SECONDS = 1.0
-
-
-class Watcher:
-    """Told what happens while a study runs; the terminal is one."""
-
-    def trial_started(self, trial: str) -> None:
-        """The trial is about to run its first stage."""
-
-    def reported(self, trial: str, stage: Stage, report: Report) -> None:
-        """A new report of the trial's present stage is in the ledger."""
-
-    def trial_ended(self, trial: str) -> None:
-        """The trial has ended; the ledger knows how."""
 
 
 def run_trials(spec: StudySpec, ledger: Ledger, watcher: Watcher) -> None:

@@ -17,7 +17,7 @@ class StageSettings(Config):
     """What every stage has."""
 
     steps: int = Field(ge=1, description="Optimiser updates.")
-    batch_seconds: float = Field(48.0, gt=0, description="Padded audio of the global batch, over all workers.")
+    batch_seconds: float = Field(24.0, gt=0, description="Padded audio of the global batch, over all workers.")
     augment_speed: bool = Field(True, description="Play each utterance at 0.9, 1.0 or 1.1 of its speed.")
     schedule: ScheduleConfig = ScheduleConfig()
     optimiser: OptimiserConfig = OptimiserConfig()

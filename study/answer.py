@@ -1,0 +1,142 @@
+"""From the ledger to the answer of a study: which trials stand for an arm, and how the arms compare."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+
+from study.convergence import Axis, spent_until
+from study.ledger import Ledger, Trial
+from study.spec import StudySpec
+from study.statistics import Ratio, ratio_of_means
+
+AXES: dict[Axis, str] = {
+    "step": "updates",
+    "audio_seconds": "audio processed",
+    "accelerator_seconds": "accelerator time",
+}
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """The trials that stand for an arm, and what each of them spent until the target; None: never reached."""
+
+    arm: str
+    trials: list[Trial]
+    fresh_seeds: bool  # replications; otherwise the one best trial of the search, which chance has flattered
+    final: list[float]  # of the convergence metric
+    spent: dict[Axis, list[float | None]]
+
+    @property
+    def reached(self) -> int:
+        return sum(cost is not None for cost in self.spent["step"])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `arm` spends until the target relative to `baseline`, on each axis where that can be estimated."""
+
+    arm: ArmResult
+    baseline: ArmResult
+    ratios: dict[Axis, Ratio | None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    arms: list[ArmResult]
+    comparisons: list[Comparison]  # of every other arm with the first one of the sweep file
+    sentences: list[str]
+
+
+def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
+    finished = [t for t in ledger.trials(spec.study) if t.arm == arm and t.status == "finished"]
+    replications = [t for t in finished if t.origin == "replication"]
+    if spec.replication.top > 1 and replications:  # the configuration whose replications are best on average
+        replications = _best_configuration(spec, ledger, replications)
+    searched = ledger.ranked((t for t in finished if t.origin == "search"), spec.search.metric)
+    trials = replications or searched[:1]
+    metric, target = spec.convergence.metric, spec.convergence.target
+    curves = [ledger.curve(spec.study, t.trial, metric) for t in trials]
+    return ArmResult(
+        arm=arm,
+        trials=trials,
+        fresh_seeds=bool(replications),
+        final=[curve[-1].value for curve in curves],
+        spent={axis: [spent_until(curve, target, axis) for curve in curves] for axis in AXES},
+    )
+
+
+def _best_configuration(spec: StudySpec, ledger: Ledger, replications: list[Trial]) -> list[Trial]:
+    by_number: dict[int, list[Trial]] = {}
+    for trial in replications:
+        by_number.setdefault(trial.number, []).append(trial)
+
+    def mean_final(trials: list[Trial]) -> float:
+        return statistics.fmean(ledger.final(t.study, t.trial)[spec.search.metric] for t in trials)
+
+    return min(by_number.values(), key=mean_final)
+
+
+def answer(spec: StudySpec, ledger: Ledger) -> Answer:
+    """The comparison of every arm with the first one, in numbers and in sentences."""
+    arms = [arm_result(spec, ledger, arm) for arm in spec.arms]
+    comparisons = [_compare(arm, arms[0]) for arm in arms[1:]]
+    sentences = [_sentence(spec, comparison) for comparison in comparisons] or [_single(spec, arms[0])]
+    return Answer(arms, comparisons, sentences)
+
+
+def _compare(arm: ArmResult, baseline: ArmResult) -> Comparison:
+    ratios: dict[Axis, Ratio | None] = {}
+    for axis in AXES:
+        ours, theirs = arm.spent[axis], baseline.spent[axis]
+        complete = None not in ours and None not in theirs
+        ratios[axis] = ratio_of_means([c for c in ours if c], [c for c in theirs if c]) if complete else None
+    return Comparison(arm, baseline, ratios)
+
+
+def _goal(spec: StudySpec) -> str:
+    return f"{metric_name(spec.convergence.metric)} of {spec.convergence.target:.0%}"
+
+
+def _single(spec: StudySpec, arm: ArmResult) -> str:
+    if not arm.trials:
+        return f"No trial of {arm.arm} has finished."
+    return (
+        f"{arm.arm} reached a {_goal(spec)} with {arm.reached} of {len(arm.trials)} seed(s); "
+        f"final {metric_name(spec.convergence.metric)} {_percentages(arm.final)}."
+    )
+
+
+def _sentence(spec: StudySpec, comparison: Comparison) -> str:
+    arm, baseline, ratio = comparison.arm, comparison.baseline, comparison.ratios["accelerator_seconds"]
+    for side in (baseline, arm):
+        if not side.trials:
+            return f"No answer: no trial of {side.arm} has finished."
+    for side in (baseline, arm):
+        if side.reached < len(side.trials):
+            return f"No ratio can be given: {_single(spec, baseline)} {_single(spec, arm)}"
+    if ratio is None:
+        return (
+            f"No interval can be given: it needs two fresh seeds of each arm. {_single(spec, baseline)} "
+            f"{_single(spec, arm)}"
+        )
+    verdict = (
+        f"{arm.arm} converges {'faster' if ratio.estimate < 1 else 'slower'} than {baseline.arm}"
+        if ratio.significant
+        else f"No significant difference between {arm.arm} and {baseline.arm}"
+    )
+    return (
+        f"{verdict}: to a {_goal(spec)}, pre-training included, {arm.arm} needs {ratio.estimate:.2f}x the accelerator "
+        f"time of {baseline.arm} (95 % interval {ratio.low:.2f}-{ratio.high:.2f}, {len(arm.trials)} and "
+        f"{len(baseline.trials)} seeds)."
+    )
+
+
+def metric_name(metric: str) -> str:
+    """`dev_cer` as a person reads it."""
+    split, _, rate = metric.partition("_")
+    return f"{split} {rate.upper()}"
+
+
+def _percentages(values: list[float]) -> str:
+    return ", ".join(f"{value:.1%}" for value in values)

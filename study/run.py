@@ -1,0 +1,225 @@
+"""The command line: `python -m study.run sweep.yaml`, or `study run sweep.yaml`, and plan, status, report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from study.spec import StudySpec, read_spec
+from study.sweep_file import SweepError
+
+DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
+VERBS = ("run", "plan", "status", "report")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0 all done, 2 bad sweep or request, 3 some trials failed, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words and words[0] not in VERBS and not words[0].startswith("-"):
+        words.insert(0, "run")
+    options = _parser().parse_args(words)
+    try:
+        return int(options.command(options))
+    except SweepError as error:
+        for line in error.errors:
+            print(line, file=sys.stderr)
+        return BAD_SWEEP
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="study", description="Studies of speech-recognition training.")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+
+    run = verbs.add_parser("run", help="run a study, or go on with it")
+    plan = verbs.add_parser("plan", help="what a study would run, without starting anything")
+    for verb in (run, plan):
+        verb.add_argument("sweep", type=Path, help="the sweep file")
+        verb.add_argument("overrides", nargs="*", metavar="path=value", help="e.g. search.trials=4")
+    run.add_argument("--retry-failed", action="store_true", help="run failed trials again")
+    run.set_defaults(command=_run)
+    plan.set_defaults(command=_plan)
+
+    status = verbs.add_parser("status", help="how far studies are")
+    status.add_argument("study", nargs="?", help="name of a study; without it, all studies")
+    status.set_defaults(command=_status)
+    report = verbs.add_parser("report", help="write the report of a study again")
+    report.add_argument("study", help="name of the study")
+    report.set_defaults(command=_report)
+    for verb in (status, report):
+        verb.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
+    for verb in (plan, status):
+        verb.add_argument("--json", action="store_true", help="print JSON, for programs")
+    return parser
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from study.plan import make_plan, plan_as_dict
+    from study.terminal import plan_table
+
+    plan = make_plan(read_spec(options.sweep, options.overrides))
+    if options.json:
+        print(json.dumps(plan_as_dict(plan), indent=2))
+    else:
+        Console().print(plan_table(plan))
+    return DONE
+
+
+def _run(options: argparse.Namespace) -> int:
+    spec = read_spec(options.sweep, options.overrides)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped job ends like Ctrl-C, and resumes
+    try:
+        return _run_study(spec, retry_failed=options.retry_failed)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. The same command goes on from the last checkpoints.")
+        return INTERRUPTED
+
+
+def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
+    from cluster.connect import InfeasibleError, connect
+    from study.ledger import Ledger
+    from study.plan import make_plan
+    from study.terminal import Terminal, plan_table
+    from study.tracking import MirrorProcess, tracking_uri
+
+    console, plan = Console(), make_plan(spec)
+    console.print(f"[bold]{spec.question}[/bold]", plan_table(plan), sep="\n")
+    ledger = Ledger.in_folder(spec.storage)
+    ledger.open_study(spec.study, spec.model_dump(mode="json"), environment(spec))
+    if retry_failed:
+        ledger.reopen_failed(spec.study)
+    uri = tracking_uri(spec.storage, spec.mlflow.tracking_uri)
+    mirror = MirrorProcess(ledger.url, spec.study, spec.storage, uri) if spec.mlflow.enabled else None
+    page = None
+    try:
+        with connect():
+            from study.execution import run_trials
+
+            with Terminal(console, spec, plan, ledger) as terminal:
+                run_trials(spec, ledger, terminal)
+        page = _conclude(console, spec, ledger)
+    except InfeasibleError as error:
+        raise SweepError([str(error)]) from error
+    finally:
+        mirrored = mirror.finish(page.parent if page else None) if mirror else True
+    if mirror:
+        _tell_mlflow(console, uri, mirrored, mirror.log)
+    return SOME_FAILED if any(t.status == "failed" for t in ledger.trials(spec.study)) else DONE
+
+
+def _conclude(console: Console, spec: StudySpec, ledger: Any) -> Path:
+    """Print ranking, failures and answer, and write the report."""
+    from study.answer import answer
+    from study.report import write_report
+    from study.terminal import answer_lines, failures, ranking
+
+    console.print(ranking(spec, ledger))
+    failed = failures(ledger.trials(spec.study))
+    if failed:
+        console.print(failed)
+    console.print(answer_lines(spec, answer(spec, ledger)))
+    page = write_report(spec, ledger)
+    console.print(f"report: {page}", soft_wrap=True, highlight=False)
+    return page
+
+
+def _tell_mlflow(console: Console, uri: str, mirrored: bool, log: Path) -> None:
+    if mirrored:
+        shown = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
+        console.print(f"MLflow: {shown}", soft_wrap=True, highlight=False)
+    else:
+        console.print(f"MLflow is not up to date (see {log}); the same command again completes it.", soft_wrap=True)
+
+
+def _status(options: argparse.Namespace) -> int:
+    ledger = _ledger(options.storage)
+    names = [options.study] if options.study else [row["study"] for row in ledger.studies()]
+    rows = [_status_of(ledger, name) for name in names]
+    if options.json:
+        print(json.dumps(rows[0] if options.study else rows, indent=2))
+        return DONE
+    table = Table("study", "finished", "failed", "unfinished", "best trial", "question")
+    for row in rows:
+        best = f"{row['best']['trial']} {row['best']['metric']} {row['best']['value']:.1%}" if row["best"] else ""
+        table.add_row(row["study"], *(str(row[s]) for s in ("finished", "failed", "unfinished")), best, row["question"])
+    Console().print(table)
+    if options.study:
+        from study.terminal import failures, ranking
+
+        spec = StudySpec.model_validate(ledger.study(options.study)["spec"])
+        Console().print(ranking(spec, ledger))
+        failed = failures(ledger.trials(options.study))
+        if failed:
+            Console().print(failed)
+    return DONE
+
+
+def _status_of(ledger: Any, study: str) -> dict[str, Any]:
+    spec = StudySpec.model_validate(_study(ledger, study)["spec"])
+    trials = ledger.trials(study)
+    counts = {status: sum(t.status == status for t in trials) for status in ("finished", "failed", "unfinished")}
+    ranked = ledger.ranked(trials, spec.search.metric)
+    metric = spec.search.metric
+    best = {"trial": ranked[0].trial, "metric": metric, "value": ledger.final(study, ranked[0].trial)[metric]} \
+        if ranked else None  # fmt: skip
+    return {"study": study, "question": spec.question, **counts, "best": best}
+
+
+def _report(options: argparse.Namespace) -> int:
+    from study.report import write_report
+
+    ledger = _ledger(options.storage)
+    print(write_report(StudySpec.model_validate(_study(ledger, options.study)["spec"]), ledger))
+    return DONE
+
+
+def _ledger(storage: Path) -> Any:
+    from study.ledger import Ledger
+
+    if not (storage / "ledger.db").is_file():
+        raise SweepError([f"{storage / 'ledger.db'}: no such file; --storage must be the folder of a study that has run"])
+    return Ledger.in_folder(storage.absolute())
+
+
+def _study(ledger: Any, name: str) -> dict[str, Any]:
+    from study.ledger import LedgerError
+
+    try:
+        return dict(ledger.study(name))
+    except LedgerError as error:
+        raise SweepError([str(error)]) from error
+
+
+def environment(spec: StudySpec) -> dict[str, Any]:
+    """What a reader needs to judge or repeat the results: versions, the source's commit, hashes of the data."""
+    from trainables.trial import corpus_of
+
+    packages = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "soundfile", "jiwer")
+    versions = {"python": platform.python_version(), "study": metadata.version("asr-scaling-studies"),
+                "commit": _commit(), **{name: metadata.version(name) for name in packages}}  # fmt: skip
+    corpora = {corpus.model_dump_json(): corpus for arm in spec.arms for corpus in [spec.trial_config(arm).corpus]}
+    data = {name: corpus_of(corpus).split_hashes() for name, corpus in corpora.items()}
+    return {"versions": versions, "data": data, "machine": {"cpus": os.cpu_count(), "platform": platform.platform()}}
+
+
+def _commit() -> str:
+    """The commit of the source tree, with a mark when it was changed since; empty outside a repository."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return described.stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Comparing arms: estimates with intervals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.stats
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of geometric means with its confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    @property
+    def significant(self) -> bool:
+        """Whether the interval leaves out 1."""
+        return not self.low <= 1 <= self.high
+
+
+def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> Ratio | None:
+    """Geometric mean of `ours` / that of `theirs`, with Welch's t interval on the logarithms.
+
+    None where fewer than two values on a side leave no way to see the variation. Values must be positive.
+    """
+    if len(ours) < 2 or len(theirs) < 2:
+        return None
+    a, b = np.log(ours), np.log(theirs)
+    difference = float(a.mean() - b.mean())
+    error_a, error_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    error = error_a + error_b
+    if error == 0:
+        return Ratio(math.exp(difference), math.exp(difference), math.exp(difference))
+    freedom = error**2 / (error_a**2 / (len(a) - 1) + error_b**2 / (len(b) - 1))
+    margin = float(scipy.stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(error)
+    return Ratio(math.exp(difference), math.exp(difference - margin), math.exp(difference + margin))

@@ -1,0 +1,191 @@
+"""What a person sees: the plan, a live table while the study runs, the ranking and the answer at its end."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from study.answer import Answer, metric_name
+from study.watcher import Watcher
+from study.ledger import Ledger, Trial
+from study.plan import Plan
+from study.spec import StudySpec
+from trainables.stage import Report, Stage
+
+PLAIN_SECONDS = 20.0  # between lines about one trial, when the output is not a terminal
+
+
+def duration(seconds: float) -> str:
+    """`3:07`, or `1:02:45`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
+def plan_table(plan: Plan) -> Group:
+    arms = Table("arm", "trials", "search", "replication", "stages of a trial", title="Arms", title_justify="left")
+    for name, arm in plan.arms.items():
+        arms.add_row(name, str(arm.trials), str(arm.search_trials), str(arm.replications), " -> ".join(arm.stages))
+    stages = Table("stage", "requested", "distinct", "steps", "audio hours", "saved by sharing",
+                   title="Stages (at most)", title_justify="left")  # fmt: skip
+    for kind, count in plan.stages.items():
+        saved = count.requested_audio_hours - count.distinct_audio_hours
+        stages.add_row(kind, str(count.requested), str(count.distinct), str(count.distinct_steps),
+                       f"{count.distinct_audio_hours:.1f}", f"{saved:.1f} audio hours" if saved else "")  # fmt: skip
+    return Group(arms, stages, Text(f"{plan.trials} trials at most"))
+
+
+@dataclass
+class _Active:
+    """A trial that is running now."""
+
+    started: float = field(default_factory=time.monotonic)
+    stage: Stage | None = None
+    report: Report | None = None
+    first: Report | None = None  # of this stage, in this run of the study
+    dev: dict[str, float] = field(default_factory=dict)
+    printed: float = 0.0
+
+    def see(self, stage: Stage, report: Report) -> None:
+        if stage != self.stage:
+            self.stage, self.first = stage, report
+        self.report = report
+        self.dev |= {name: value for name, value in report.metrics.items() if name.startswith("dev_")}
+
+    @property
+    def speed(self) -> float:
+        """Audio seconds a second."""
+        report = self.report
+        return report.audio_seconds / report.elapsed_seconds if report and report.elapsed_seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Of this stage, at the pace so far."""
+        if not self.report or not self.stage or not self.report.step:
+            return None
+        return self.report.elapsed_seconds / self.report.step * (self.stage.steps - self.report.step)
+
+
+class Terminal(Watcher):
+    """A live table on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, console: Console, spec: StudySpec, plan: Plan, ledger: Ledger) -> None:
+        self._console, self._spec, self._plan, self._ledger = console, spec, plan, ledger
+        self._active: dict[str, _Active] = {}
+        self._started = time.monotonic()
+        self._before = self._count()
+        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> Terminal:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def trial_started(self, trial: str) -> None:
+        self._active[trial] = _Active()
+        self._line(f"{trial}: started")
+
+    def reported(self, trial: str, stage: Stage, report: Report) -> None:
+        active = self._active.setdefault(trial, _Active())
+        active.see(stage, report)
+        due = time.monotonic() - active.printed > PLAIN_SECONDS or report.step == stage.steps
+        if due and not self._console.is_terminal:
+            active.printed = time.monotonic()
+            self._line(f"{trial}: {stage.kind} {report.step}/{stage.steps} {self._metrics(active)}".rstrip())
+
+    def trial_ended(self, trial: str) -> None:
+        self._active.pop(trial, None)
+        ended = next(t for t in self._ledger.trials(self._spec.study) if t.trial == trial)
+        outcome = f"failed: {ended.cause}" if ended.cause else _finals(self._ledger, ended)
+        finished, failed = self._count()
+        self._line(f"{trial}: {outcome}  [{finished + failed}/{self._plan.trials}]", always=True)
+
+    def _count(self) -> tuple[int, int]:
+        trials = self._ledger.trials(self._spec.study)
+        return sum(t.status == "finished" for t in trials), sum(t.status == "failed" for t in trials)
+
+    def _line(self, text: str, *, always: bool = False) -> None:
+        if always or not self._console.is_terminal:
+            elapsed = duration(time.monotonic() - self._started)
+            self._console.print(f"[dim]{elapsed:>7}[/dim]  {text}", highlight=False, soft_wrap=True)
+
+    def _metrics(self, active: _Active) -> str:
+        return " ".join(f"{metric_name(name)} {value:.1%}" for name, value in sorted(active.dev.items()))
+
+    def _table(self) -> Group:
+        table = Table("trial", "stage", "progress", "", "last", "audio s/s", "stage left", expand=False)
+        for name, active in sorted(self._active.items()):
+            stage, report = active.stage, active.report
+            if not stage or not report:
+                table.add_row(name, "waiting for a worker", "", "", "", "", "")
+                continue
+            left = active.seconds_left
+            table.add_row(
+                name, stage.kind, ProgressBar(total=stage.steps, completed=report.step, width=16),
+                f"{report.step}/{stage.steps}", self._metrics(active), f"{active.speed:.0f}",
+                duration(left) if left is not None else "",
+            )  # fmt: skip
+        return Group(table, Text(self._summary(), style="dim"))
+
+    def _summary(self) -> str:
+        finished, failed = self._count()
+        done, done_before = finished + failed, sum(self._before)
+        elapsed = time.monotonic() - self._started
+        summary = f"{done}/{self._plan.trials} trials done, {failed} failed, {duration(elapsed)} elapsed"
+        if done > done_before:
+            left = elapsed / (done - done_before) * (self._plan.trials - done)
+            summary += f", about {duration(left)} left"
+        return summary
+
+
+def _finals(ledger: Ledger, trial: Trial) -> str:
+    final = ledger.final(trial.study, trial.trial)
+    shown = [f"{metric_name(name)} {final[name]:.1%}" for name in ("dev_cer", "dev_wer") if name in final]
+    return ", ".join(shown)
+
+
+def ranking(spec: StudySpec, ledger: Ledger) -> Table:
+    """Finished trials, best first, with what was varied."""
+    trials = ledger.ranked(ledger.trials(spec.study), spec.search.metric)
+    table = Table("trial", "seed", "dev CER", "dev WER", "test CER", "test WER", "updates", "time", "searched values",
+                  title="Trials, best first", title_justify="left")  # fmt: skip
+    for trial in trials:
+        final, last = ledger.final(spec.study, trial.trial), ledger.curve(spec.study, trial.trial)[-1]
+        table.add_row(
+            trial.trial, str(trial.seed), *(percent(final.get(m)) for m in ("dev_cer", "dev_wer", "test_cer", "test_wer")),
+            str(last.step), duration(last.accelerator_seconds), point_text(trial.point),
+        )  # fmt: skip
+    return table
+
+
+def point_text(point: dict[str, object]) -> str:
+    """`learning_rate=0.0012 gru_layers=2`: the last part of each path is enough for a person."""
+    shown = {path.rpartition(".")[2]: value for path, value in point.items()}
+    return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
+
+
+def failures(trials: list[Trial]) -> Table | None:
+    failed = [t for t in trials if t.status == "failed"]
+    if not failed:
+        return None
+    table = Table("trial", "cause", title="Failed trials", title_justify="left", title_style="bold red")
+    for trial in failed:
+        table.add_row(trial.trial, trial.cause or "")
+    return table
+
+
+def answer_lines(spec: StudySpec, found: Answer) -> Group:
+    return Group(Text(spec.question, style="bold"), *(Text(sentence) for sentence in found.sentences))
