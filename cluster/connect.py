@@ -45,7 +45,11 @@ def connect() -> Iterator[None]:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
+    import ray._private.worker
 
+    # Warnings of the raylet reach the driver's output past every public switch; what matters of them comes back as the
+    # cause of a failure.
+    ray._private.worker._worker_logs_enabled = False
     address = os.environ.get("RAY_ADDRESS")
     ray.init(
         address=address or "local",

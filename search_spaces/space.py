@@ -110,9 +110,7 @@ class Grid(_Choices):
         return self.choices
 
 
-AnyDistribution = Annotated[
-    Uniform | LogUniform | IntUniform | Categorical | Grid, Field(discriminator="kind")
-]
+AnyDistribution = Annotated[Uniform | LogUniform | IntUniform | Categorical | Grid, Field(discriminator="kind")]
 Space = dict[str, AnyDistribution]
 
 

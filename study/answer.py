@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from study.convergence import Axis, spent_until
 from study.ledger import Ledger, Trial
@@ -130,6 +131,31 @@ def _sentence(spec: StudySpec, comparison: Comparison) -> str:
         f"time of {baseline.arm} (95 % interval {ratio.low:.2f}-{ratio.high:.2f}, {len(arm.trials)} and "
         f"{len(baseline.trials)} seeds)."
     )
+
+
+def answer_as_dict(found: Answer) -> dict[str, Any]:
+    """What `study report --json` prints."""
+    return {
+        "answer": found.sentences,
+        "arms": [
+            {
+                "arm": a.arm,
+                "trials": [t.trial for t in a.trials],
+                "fresh_seeds": a.fresh_seeds,
+                "final": a.final,
+                "spent": a.spent,
+            }
+            for a in found.arms
+        ],
+        "ratios": [
+            {
+                "arm": c.arm.arm,
+                "baseline": c.baseline.arm,
+                **{axis: asdict(ratio) if ratio else None for axis, ratio in c.ratios.items()},
+            }
+            for c in found.comparisons
+        ],
+    }
 
 
 def metric_name(metric: str) -> str:

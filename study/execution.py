@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -54,7 +55,7 @@ def run_trials(spec: StudySpec, ledger: Ledger, watcher: Watcher) -> None:
     tuner.fit()
 
 
-class _Relay(ray.tune.Callback):
+class _Relay(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
     """Writes to the ledger what trials relay. It runs in the driver: the ledger has one writer."""
 
     def __init__(self, study: str, ledger: Ledger, watcher: Watcher) -> None:
@@ -67,8 +68,9 @@ class _Relay(ray.tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._watcher.trial_started(trial.config["trial"])
 
-    def on_trial_result(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any],
-                        **info: Any) -> None:  # fmt: skip
+    def on_trial_result(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
+    ) -> None:
         name = trial.config["trial"]
         if "stage" in result:
             stage: Stage = result["stage"]
@@ -94,7 +96,7 @@ def _run_trial(config: dict[str, Any], groups: Any, storage: Path) -> None:
     """One trial, in a light process: its stages one after another, each trained by whichever group takes it."""
     store = StageStore(storage)
     for stage in stages_of(TrialConfig.model_validate(config["config"])):
-        cause = _run_stage(stage, store, groups, lambda reports, stage=stage: _relay(stage, reports))
+        cause = _run_stage(stage, store, groups, functools.partial(_relay, stage))
         if cause is not None:
             ray.tune.report({"status": "failed", "cause": f"{stage.kind}: {cause}"})
             return

@@ -26,15 +26,17 @@ _metadata = sa.MetaData()
 
 _schema = sa.Table("schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
 _studies = sa.Table(
-    "studies", _metadata,
+    "studies",
+    _metadata,
     sa.Column("study", sa.String, primary_key=True),
     sa.Column("spec", sa.JSON, nullable=False),  # of the latest run
     sa.Column("environment", sa.JSON, nullable=False),  # versions, data hashes
     sa.Column("created_at", sa.Float, nullable=False),  # Unix time, as every *_at
     sa.Column("updated_at", sa.Float, nullable=False),
-)  # fmt: skip
+)
 _trials = sa.Table(
-    "trials", _metadata,
+    "trials",
+    _metadata,
     sa.Column("study", sa.ForeignKey("studies.study"), primary_key=True),
     sa.Column("trial", sa.String, primary_key=True),
     sa.Column("arm", sa.String, nullable=False),
@@ -48,24 +50,27 @@ _trials = sa.Table(
     sa.Column("cause", sa.String),  # of a failure
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),
-)  # fmt: skip
+)
 _stages = sa.Table(
-    "stages", _metadata,
+    "stages",
+    _metadata,
     sa.Column("stage", sa.String, primary_key=True),  # fingerprint
     sa.Column("kind", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
     sa.Column("steps", sa.Integer, nullable=False),
-)  # fmt: skip
+)
 _trial_stages = sa.Table(
-    "trial_stages", _metadata,
+    "trial_stages",
+    _metadata,
     sa.Column("study", sa.String, primary_key=True),
     sa.Column("trial", sa.String, primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True),
     sa.Column("stage", sa.ForeignKey("stages.stage"), nullable=False),
     sa.ForeignKeyConstraint(["study", "trial"], ["trials.study", "trials.trial"]),
-)  # fmt: skip
+)
 _points = sa.Table(
-    "points", _metadata,
+    "points",
+    _metadata,
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
     sa.Column("stage", sa.ForeignKey("stages.stage"), nullable=False),
     sa.Column("step", sa.Integer, nullable=False),
@@ -77,15 +82,16 @@ _points = sa.Table(
     sa.Column("accelerator_seconds", sa.Float, nullable=False),
     sa.Column("reported_at", sa.Float, nullable=False),
     sa.UniqueConstraint("stage", "step", "metric"),
-)  # fmt: skip
+)
 _mirrored = sa.Table(
-    "mirrored", _metadata,  # how far the MLflow mirror has come
+    "mirrored",
+    _metadata,  # how far the MLflow mirror has come
     sa.Column("server", sa.String, primary_key=True),
     sa.Column("study", sa.String, primary_key=True),
     sa.Column("trial", sa.String, primary_key=True),
     sa.Column("stage", sa.String, primary_key=True),
     sa.Column("point", sa.Integer, nullable=False),  # id of the last point that arrived
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -166,16 +172,42 @@ class Ledger:
             db.execute(self._insert_once(_studies).values(study=study, created_at=now, **row))
             db.execute(sa.update(_studies).where(_studies.c.study == study).values(**row))
 
-    def add_trial(self, study: str, trial: str, *, arm: str, number: int, origin: Origin, grid: Mapping[str, Any],
-                  point: Mapping[str, Any], config: Mapping[str, Any], seed: int, stages: Sequence[Stage]) -> None:  # fmt: skip
-        """Record a trial, before it starts, and the stages that it will run."""
+    def add_trial(
+        self,
+        study: str,
+        trial: str,
+        *,
+        arm: str,
+        number: int,
+        origin: Origin,
+        grid: Mapping[str, Any],
+        point: Mapping[str, Any],
+        config: Mapping[str, Any],
+        seed: int,
+        stages: Sequence[Stage],
+    ) -> None:
+        """Record a trial, before it starts, and the stages that it will run.
+
+        A trial that is there keeps its row, and gets these stages.
+        """
         with self._engine.begin() as db:
             db.execute(
                 self._insert_once(_trials).values(
-                    study=study, trial=trial, arm=arm, number=number, origin=origin, grid=dict(grid), point=dict(point),
-                    config=dict(config), seed=seed, status="unfinished", started_at=time.time(),
-                )  # fmt: skip
+                    study=study,
+                    trial=trial,
+                    arm=arm,
+                    number=number,
+                    origin=origin,
+                    grid=dict(grid),
+                    point=dict(point),
+                    config=dict(config),
+                    seed=seed,
+                    status="unfinished",
+                    started_at=time.time(),
+                )
             )
+            mine = (_trial_stages.c.study == study) & (_trial_stages.c.trial == trial)
+            db.execute(sa.delete(_trial_stages).where(mine))
             for position, stage in enumerate(stages):
                 fingerprint = stage.fingerprint()
                 db.execute(
@@ -183,11 +215,8 @@ class Ledger:
                         stage=fingerprint, kind=stage.kind, name=stage.name(), steps=stage.steps
                     )
                 )
-                db.execute(
-                    self._insert_once(_trial_stages).values(
-                        study=study, trial=trial, position=position, stage=fingerprint
-                    )
-                )
+                row = {"study": study, "trial": trial, "position": position, "stage": fingerprint}
+                db.execute(sa.insert(_trial_stages).values(row))
 
     def append(self, stage: str, reports: Iterable[Report]) -> None:
         """Add reports to the curve of a stage. What is there already stays as it is."""
@@ -298,7 +327,7 @@ class Ledger:
             query = sa.select(_mirrored.c.stage, _mirrored.c.point).where(
                 _mirrored.c.server == server, _mirrored.c.study == study, _mirrored.c.trial == trial
             )
-            return {stage: point for stage, point in db.execute(query)}
+            return {row.stage: row.point for row in db.execute(query)}
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:

@@ -105,7 +105,7 @@ def _uses(spec: StudySpec, arm: str) -> list[tuple[str, _Use]]:
     searched, replications = search_trials(spec, arm), _replications(spec, arm)
     base = _stages(spec, arm, {})
     fresh = _stages(spec, arm, {}, seed=_fresh_seed(spec, arm))
-    uses = []
+    uses: list[tuple[str, _Use]] = []
     for index, stage in enumerate(base):
         deciding = {path: d for path, d in space.items() if _decides(spec, arm, path, index)}
         if size(deciding) <= MAX_ENUMERATED:
@@ -115,8 +115,13 @@ def _uses(spec: StudySpec, arm: str) -> list[tuple[str, _Use]]:
             fingerprints, most = set(), searched
         varies_with_seed = fresh[index].fingerprint() != stage.fingerprint()
         distinct = most + (replications if varies_with_seed else 0)
-        use = _Use(searched + replications, distinct, fingerprints if most == len(fingerprints) else set(),
-                   stage.steps, audio_hours(stage))  # fmt: skip
+        use = _Use(
+            searched + replications,
+            distinct,
+            fingerprints if most == len(fingerprints) else set(),
+            stage.steps,
+            audio_hours(stage),
+        )
         uses.append((stage.kind, use))
     return uses
 

@@ -109,24 +109,27 @@ def _page(spec: StudySpec, ledger: Ledger, found: Answer, svg: str) -> str:
         f"<h1>{_text(spec.question)}</h1>",
         f"<p class=answer>{'<br>'.join(map(_text, found.sentences))}</p>",
         f"<p class=note>Study <b>{_text(spec.study)}</b>, last run {ran_at:%Y-%m-%d %H:%M} UTC.</p>",
-        f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_caption(spec, found)}</figcaption></figure>",
+        f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_caption(found)}</figcaption></figure>",
         f"<h2>Cost until a {_text(metric_name(spec.convergence.metric))} of {spec.convergence.target:.0%}</h2>",
         _convergence_table(found),
         _comparison_table(found),
         "<h2>Trials</h2>",
         _trial_table(spec, ledger),
         "<h2>Data</h2>",
-        _table(["corpus", "part", "sha256 of its list of utterances"],
-               [[c, part, digest] for c, parts in environment.get("data", {}).items() for part, digest in parts.items()]),
+        _table(["corpus", "part", "sha256 of its list of utterances"], _data_rows(environment["data"])),
         "<h2>Versions</h2>",
-        _table(["package", "version"], [[k, v] for k, v in environment.get("versions", {}).items()]),
+        _table(["package", "version"], [[k, v] for k, v in environment["versions"].items()]),
         "<h2>Settings</h2>",
         f"<pre>{_text(json.dumps(study['spec'], indent=2, ensure_ascii=False))}</pre>",
-    ]  # fmt: skip
+    ]
     return _FRAME.format(title=_text(spec.study), body="\n".join(sections))
 
 
-def _caption(spec: StudySpec, found: Answer) -> str:
+def _data_rows(data: dict[str, dict[str, str]]) -> list[list[str]]:
+    return [[corpus, part, digest] for corpus, parts in data.items() for part, digest in parts.items()]
+
+
+def _caption(found: Answer) -> str:
     fresh = all(arm.fresh_seeds for arm in found.arms)
     which = "the best configuration of each arm with fresh seeds" if fresh else "the best trial of each arm"
     return (
@@ -167,10 +170,26 @@ def _trial_table(spec: StudySpec, ledger: Ledger) -> str:
         metrics = [percent(final.get(name)) for name in ("dev_cer", "dev_wer", "test_cer", "test_wer")]
         cost = [str(curve[-1].step), duration(curve[-1].accelerator_seconds)] if curve else ["", ""]
         status = f"{trial.status}: {trial.cause}" if trial.cause else trial.status
-        rows.append([trial.trial, trial.arm, trial.origin, str(trial.seed), point_text(trial.point), *metrics, *cost,
-                     status])  # fmt: skip
-    return _table(["trial", "arm", "origin", "seed", "searched values", "dev CER", "dev WER", "test CER", "test WER",
-                   "updates", "accelerator time", "status"], rows)  # fmt: skip
+        rows.append(
+            [trial.trial, trial.arm, trial.origin, str(trial.seed), point_text(trial.point), *metrics, *cost, status]
+        )
+    return _table(
+        [
+            "trial",
+            "arm",
+            "origin",
+            "seed",
+            "searched values",
+            "dev CER",
+            "dev WER",
+            "test CER",
+            "test WER",
+            "updates",
+            "accelerator time",
+            "status",
+        ],
+        rows,
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

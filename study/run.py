@@ -25,7 +25,10 @@ VERBS = ("run", "plan", "status", "report")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns its exit code: 0 all done, 2 bad sweep or request, 3 some trials failed, 130 interrupted."""
+    """Run a command and return its exit code.
+
+    0: all done; 2: bad sweep file or request; 3: some trials failed; 130: interrupted.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] not in VERBS and not words[0].startswith("-"):
         words.insert(0, "run")
@@ -59,20 +62,20 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
     for verb in (status, report):
         verb.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
-    for verb in (plan, status):
+    for verb in (plan, status, report):
         verb.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 
 
 def _plan(options: argparse.Namespace) -> int:
     from study.plan import make_plan, plan_as_dict
-    from study.terminal import plan_table
+    from study.terminal import make_console, plan_table
 
     plan = make_plan(read_spec(options.sweep, options.overrides))
     if options.json:
         print(json.dumps(plan_as_dict(plan), indent=2))
     else:
-        Console().print(plan_table(plan))
+        make_console().print(plan_table(plan))
     return DONE
 
 
@@ -90,36 +93,37 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
     from cluster.connect import InfeasibleError, connect
     from study.ledger import Ledger
     from study.plan import make_plan
-    from study.terminal import Terminal, plan_table
+    from study.terminal import Terminal, make_console, plan_table
     from study.tracking import MirrorProcess, tracking_uri
 
-    console, plan = Console(), make_plan(spec)
+    console, plan = make_console(), make_plan(spec)
     console.print(f"[bold]{spec.question}[/bold]", plan_table(plan), sep="\n")
     ledger = Ledger.in_folder(spec.storage)
+    refuse_drift(spec, ledger)
     ledger.open_study(spec.study, spec.model_dump(mode="json"), environment(spec))
     if retry_failed:
         ledger.reopen_failed(spec.study)
     uri = tracking_uri(spec.storage, spec.mlflow.tracking_uri)
     mirror = MirrorProcess(ledger.url, spec.study, spec.storage, uri) if spec.mlflow.enabled else None
-    page = None
+    page, note = None, ""
     try:
         with connect():
             from study.execution import run_trials
 
             with Terminal(console, spec, plan, ledger) as terminal:
                 run_trials(spec, ledger, terminal)
-        page = _conclude(console, spec, ledger)
+        page, note = _conclude(console, spec, ledger)
     except InfeasibleError as error:
         raise SweepError([str(error)]) from error
     finally:
-        mirrored = mirror.finish(page.parent if page else None) if mirror else True
+        mirrored = mirror.finish(page.parent if page else None, note) if mirror else True
     if mirror:
         _tell_mlflow(console, uri, mirrored, mirror.log)
     return SOME_FAILED if any(t.status == "failed" for t in ledger.trials(spec.study)) else DONE
 
 
-def _conclude(console: Console, spec: StudySpec, ledger: Any) -> Path:
-    """Print ranking, failures and answer, and write the report."""
+def _conclude(console: Console, spec: StudySpec, ledger: Any) -> tuple[Path, str]:
+    """Print ranking, failures and answer, and write the report. Returns the page and the answer's sentences."""
     from study.answer import answer
     from study.report import write_report
     from study.terminal import answer_lines, failures, ranking
@@ -128,10 +132,11 @@ def _conclude(console: Console, spec: StudySpec, ledger: Any) -> Path:
     failed = failures(ledger.trials(spec.study))
     if failed:
         console.print(failed)
-    console.print(answer_lines(spec, answer(spec, ledger)))
+    found = answer(spec, ledger)
+    console.print(answer_lines(spec, found))
     page = write_report(spec, ledger)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
-    return page
+    return page, " ".join(found.sentences)
 
 
 def _tell_mlflow(console: Console, uri: str, mirrored: bool, log: Path) -> None:
@@ -143,6 +148,8 @@ def _tell_mlflow(console: Console, uri: str, mirrored: bool, log: Path) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from study.terminal import failures, make_console, ranking
+
     ledger = _ledger(options.storage)
     names = [options.study] if options.study else [row["study"] for row in ledger.studies()]
     rows = [_status_of(ledger, name) for name in names]
@@ -153,15 +160,11 @@ def _status(options: argparse.Namespace) -> int:
     for row in rows:
         best = f"{row['best']['trial']} {row['best']['metric']} {row['best']['value']:.1%}" if row["best"] else ""
         table.add_row(row["study"], *(str(row[s]) for s in ("finished", "failed", "unfinished")), best, row["question"])
-    Console().print(table)
+    console = make_console()
+    console.print(table)
     if options.study:
-        from study.terminal import failures, ranking
-
-        spec = StudySpec.model_validate(ledger.study(options.study)["spec"])
-        Console().print(ranking(spec, ledger))
-        failed = failures(ledger.trials(options.study))
-        if failed:
-            Console().print(failed)
+        console.print(ranking(StudySpec.model_validate(ledger.study(options.study)["spec"]), ledger))
+        console.print(failures(ledger.trials(options.study)) or "")
     return DONE
 
 
@@ -171,16 +174,25 @@ def _status_of(ledger: Any, study: str) -> dict[str, Any]:
     counts = {status: sum(t.status == status for t in trials) for status in ("finished", "failed", "unfinished")}
     ranked = ledger.ranked(trials, spec.search.metric)
     metric = spec.search.metric
-    best = {"trial": ranked[0].trial, "metric": metric, "value": ledger.final(study, ranked[0].trial)[metric]} \
-        if ranked else None  # fmt: skip
+    best = (
+        {"trial": ranked[0].trial, "metric": metric, "value": ledger.final(study, ranked[0].trial)[metric]}
+        if ranked
+        else None
+    )
     return {"study": study, "question": spec.question, **counts, "best": best}
 
 
 def _report(options: argparse.Namespace) -> int:
+    from study.answer import answer, answer_as_dict
     from study.report import write_report
 
     ledger = _ledger(options.storage)
-    print(write_report(StudySpec.model_validate(_study(ledger, options.study)["spec"]), ledger))
+    spec = StudySpec.model_validate(_study(ledger, options.study)["spec"])
+    page = write_report(spec, ledger)
+    if options.json:
+        print(json.dumps({"report": str(page), **answer_as_dict(answer(spec, ledger))}, indent=2))
+    else:
+        print(page)
     return DONE
 
 
@@ -188,7 +200,7 @@ def _ledger(storage: Path) -> Any:
     from study.ledger import Ledger
 
     if not (storage / "ledger.db").is_file():
-        raise SweepError([f"{storage / 'ledger.db'}: no such file; --storage must be the folder of a study that has run"])
+        raise SweepError([f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"])
     return Ledger.in_folder(storage.absolute())
 
 
@@ -201,23 +213,52 @@ def _study(ledger: Any, name: str) -> dict[str, Any]:
         raise SweepError([str(error)]) from error
 
 
-def environment(spec: StudySpec) -> dict[str, Any]:
-    """What a reader needs to judge or repeat the results: versions, the source's commit, hashes of the data."""
+def refuse_drift(spec: StudySpec, ledger: Any) -> None:
+    """Raise SweepError when the study of this name asked something else before, or on other data."""
+    known = {row["study"]: row for row in ledger.studies()}.get(spec.study)
+    if known is None:
+        return
+    before, now = StudySpec.model_validate(known["spec"]), spec
+    changed = [name for name in ("trial", "arms") if getattr(before, name) != getattr(now, name)]
+    searched = ("metric", "sampler", "seed")
+    changed += [f"search.{name}" for name in searched if getattr(before.search, name) != getattr(now.search, name)]
+    if known["environment"]["data"] != data_hashes(spec):
+        changed.append("the content of the corpus")
+    if changed:
+        raise SweepError(
+            [
+                f"study {spec.study!r} in {spec.storage} was run with other settings: {', '.join(changed)} changed "
+                f"since, so its trials would not compare with new ones; name this one differently "
+                f"(study={spec.study}-2), or undo the change"
+            ]
+        )
+
+
+def data_hashes(spec: StudySpec) -> dict[str, dict[str, str]]:
+    """For each corpus of the study, the hashes of its parts."""
     from trainables.trial import corpus_of
 
+    corpora = [spec.trial_config(arm).corpus for arm in spec.arms]
+    return {corpus.model_dump_json(): corpus_of(corpus).split_hashes() for corpus in corpora}
+
+
+def environment(spec: StudySpec) -> dict[str, Any]:
+    """What a reader needs to judge or repeat the results: versions, the source's commit, hashes of the data."""
     packages = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "soundfile", "jiwer")
-    versions = {"python": platform.python_version(), "study": metadata.version("asr-scaling-studies"),
-                "commit": _commit(), **{name: metadata.version(name) for name in packages}}  # fmt: skip
-    corpora = {corpus.model_dump_json(): corpus for arm in spec.arms for corpus in [spec.trial_config(arm).corpus]}
-    data = {name: corpus_of(corpus).split_hashes() for name, corpus in corpora.items()}
-    return {"versions": versions, "data": data, "machine": {"cpus": os.cpu_count(), "platform": platform.platform()}}
+    versions = {
+        "python": platform.python_version(),
+        "study": metadata.version("asr-scaling-studies"),
+        "commit": _commit(),
+        **{name: metadata.version(name) for name in packages},
+    }
+    machine = {"cpus": os.cpu_count(), "platform": platform.platform()}
+    return {"versions": versions, "data": data_hashes(spec), "machine": machine}
 
 
 def _commit() -> str:
     """The commit of the source tree, with a mark when it was changed since; empty outside a repository."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty"]
+    described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
     return described.stdout.strip()
 
 

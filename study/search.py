@@ -12,17 +12,17 @@ from typing import Any
 import optuna
 from ray.tune.search import Searcher
 
-from search_spaces.space import Categorical, Grid, IntUniform, LogUniform, Point, Space, Uniform, grid_points, sampled
-from study.ledger import Ledger, Trial
+from search_spaces.space import Categorical, IntUniform, LogUniform, Point, Space, Uniform, grid_points, sampled
+from study.ledger import Ledger, Origin, Trial
 from study.plan import search_trials
 from study.spec import StudySpec, TpeSampler
 from trainables.data.seeds import fold
-from trainables.trial import stages_of
+from trainables.trial import TrialConfig, stages_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-class StudySearcher(Searcher):
+class StudySearcher(Searcher):  # type: ignore[misc]  # Ray has no types
     """Unfinished trials of an earlier run first, then the search of every arm in turn, then replications."""
 
     def __init__(self, spec: StudySpec, ledger: Ledger) -> None:
@@ -36,7 +36,7 @@ class StudySearcher(Searcher):
         waiting = [t for t in trials if t.status == "unfinished"]
         for trial in waiting:
             if trial.trial not in self._handed_out:
-                return self._hand_out(trial.trial, trial.config)
+                return self._again(trial)
         proposal = next(self._new_searches(trials), None) or next(self._new_replications(trials), None)
         if proposal:
             return proposal
@@ -55,9 +55,17 @@ class StudySearcher(Searcher):
     def restore(self, checkpoint_path: str) -> None:
         """Nothing to restore: everything is in the ledger."""
 
-    def _hand_out(self, trial: str, config: dict[str, Any]) -> dict[str, Any]:
-        self._handed_out.add(trial)
-        return {"trial": trial, "config": config}
+    def _again(self, trial: Trial) -> dict[str, Any]:
+        """A trial that an earlier run left unfinished, with its own configuration."""
+        return self._record(
+            trial.trial,
+            trial.arm,
+            trial.number,
+            trial.origin,
+            trial.grid,
+            trial.point,
+            TrialConfig.model_validate(trial.config),
+        )
 
     def _new_searches(self, trials: list[Trial]) -> Iterator[dict[str, Any]]:
         """The next search trial of the arm that has had the fewest."""
@@ -67,24 +75,33 @@ class StudySearcher(Searcher):
             if number < search_trials(self.spec, arm):
                 grid = self._next_grid_point(arm, number)
                 siblings = [t for t in proposed[arm] if t.grid == grid]
-                yield self._add(arm, number, grid, self._draw(arm, number, grid, siblings))
+                point = self._draw(arm, number, grid, siblings)
+                config = self.spec.trial_config(arm, point)
+                yield self._record(f"{arm}-{number:03d}", arm, number, "search", grid, point, config)
 
     def _next_grid_point(self, arm: str, number: int) -> Point:
         points = grid_points(self.spec.arms[arm].space)
         return points[number % len(points)]
 
-    def _add(self, arm: str, number: int, grid: Point, point: Point) -> dict[str, Any]:
-        return self._record(f"{arm}-{number:03d}", arm, number, "search", grid, point, seed=None)
-
-    def _record(self, name: str, arm: str, number: int, origin: Any, grid: Point, point: Point,
-                seed: int | None) -> dict[str, Any]:  # fmt: skip
-        config = self.spec.trial_config(arm, point, seed)
+    def _record(
+        self, name: str, arm: str, number: int, origin: Origin, grid: Point, point: Point, config: TrialConfig
+    ) -> dict[str, Any]:
+        """Write the trial to the ledger, before anything of it runs, and hand it out."""
         as_json = config.model_dump(mode="json")
         self.ledger.add_trial(
-            self.spec.study, name, arm=arm, number=number, origin=origin, grid=grid, point=point, config=as_json,
-            seed=config.seed, stages=stages_of(config),
-        )  # fmt: skip
-        return self._hand_out(name, as_json)
+            self.spec.study,
+            name,
+            arm=arm,
+            number=number,
+            origin=origin,
+            grid=grid,
+            point=point,
+            config=as_json,
+            seed=config.seed,
+            stages=stages_of(config),
+        )
+        self._handed_out.add(name)
+        return {"trial": name, "config": as_json}
 
     def _draw(self, arm: str, number: int, grid: Point, siblings: list[Trial]) -> Point:
         """Values for the sampled parameters, given what earlier trials of the arm with the same grid values found."""
@@ -110,7 +127,8 @@ class StudySearcher(Searcher):
         """A trial of the ledger as Optuna sees it. A failed one is told as failed, never as a number."""
         states = optuna.trial.TrialState
         state = {"finished": states.COMPLETE, "failed": states.FAIL, "unfinished": states.RUNNING}[trial.status]
-        value = self.ledger.final(trial.study, trial.trial)[self.spec.search.metric] if trial.status == "finished" else None
+        final = self.ledger.final(trial.study, trial.trial)
+        value = final[self.spec.search.metric] if trial.status == "finished" else None
         params = {path: trial.point[path] for path in space if path in trial.point}
         distributions = {path: _as_optuna_distribution(space[path]) for path in params}
         return optuna.trial.create_trial(state=state, value=value, params=params, distributions=distributions)
@@ -127,7 +145,8 @@ class StudySearcher(Searcher):
                 for seed in range(trial.seed + 1, trial.seed + 1 + self.spec.replication.seeds):
                     name = f"{trial.trial}-seed{seed}"
                     if name not in known:
-                        yield self._record(name, arm, trial.number, "replication", trial.grid, trial.point, seed)
+                        config = self.spec.trial_config(arm, trial.point, seed)
+                        yield self._record(name, arm, trial.number, "replication", trial.grid, trial.point, config)
 
 
 def _as_optuna_distribution(distribution: Any) -> optuna.distributions.BaseDistribution:

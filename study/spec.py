@@ -77,8 +77,8 @@ class MlflowSpec(Config):
 class ArmSpec(Config):
     """A named variation: what it sets in the trial, and what is searched."""
 
-    trial: dict[str, Any] = {}
-    space: Space = {}
+    trial: dict[str, Any] = Field({}, description="Laid over the study's `trial`.")
+    space: Space = Field({}, description="Dotted path of the trial -> distribution.")
 
 
 class StudySpec(Config):
@@ -119,9 +119,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def nested(path: str, value: Any) -> dict[str, Any]:
     """`nested("a.b", 1)` is `{"a": {"b": 1}}`."""
-    for key in reversed(path.split(".")):
-        value = {key: value}
-    return value
+    head, _, rest = path.partition(".")
+    return {head: nested(rest, value) if rest else value}
 
 
 def read_spec(path: Path, overrides: Iterable[str] = ()) -> StudySpec:

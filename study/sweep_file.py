@@ -27,11 +27,11 @@ class SweepError(ValueError):
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars: `1e-4` is a number and `no` a string (a language code). Aliases are refused."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers = {}  # noqa: RUF012  (PyYAML's own way)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
+            event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(
                 problem="aliases are not supported; put what arms share under `trial:`", problem_mark=event.start_mark
             )
@@ -48,8 +48,8 @@ _Loader.add_implicit_resolver(
 )
 _Loader.yaml_constructors = {
     **yaml.SafeLoader.yaml_constructors,
-    "tag:yaml.org,2002:int": lambda loader, node: int(node.value),
-    "tag:yaml.org,2002:float": lambda loader, node: float(node.value),
+    "tag:yaml.org,2002:int": lambda _, node: int(node.value),
+    "tag:yaml.org,2002:float": lambda _, node: float(node.value),
 }
 
 
@@ -98,16 +98,21 @@ def read_sweep_file(path: Path, overrides: Iterable[str] = ()) -> SweepFile:
     finally:
         loader.dispose()
     if not isinstance(data, dict):
-        errors.append(f"{path}:1:1: a sweep file is a mapping with at least `study`, `question` and `arms`")
-    for override in overrides if not errors else ():
+        raise SweepError(
+            [*errors, f"{path}:1:1: a sweep file is a mapping with at least `study`, `question` and `arms`"]
+        )
+    if errors:
+        raise SweepError(errors)
+    for override in overrides:
         _apply(override, data, places, errors)
     if errors:
         raise SweepError(errors)
     return SweepFile(str(path), data, places)
 
 
-def _construct(loader: _Loader, node: yaml.Node, location: Location, name: str, places: dict[Location, str],
-               errors: list[str]) -> Any:  # fmt: skip
+def _construct(
+    loader: _Loader, node: yaml.Node, location: Location, name: str, places: dict[Location, str], errors: list[str]
+) -> Any:
     places[location] = f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, n, (*location, i), name, places, errors) for i, n in enumerate(node.value)]

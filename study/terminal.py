@@ -12,13 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 from study.answer import Answer, metric_name
-from study.watcher import Watcher
 from study.ledger import Ledger, Trial
 from study.plan import Plan
 from study.spec import StudySpec
+from study.watcher import Watcher
 from trainables.stage import Report, Stage
 
 PLAIN_SECONDS = 20.0  # between lines about one trial, when the output is not a terminal
+
+
+def make_console() -> Console:
+    """A console as wide as its terminal; where the output is a file or a pipe, wide enough for the tables."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
 
 
 def duration(seconds: float) -> str:
@@ -36,12 +42,26 @@ def plan_table(plan: Plan) -> Group:
     arms = Table("arm", "trials", "search", "replication", "stages of a trial", title="Arms", title_justify="left")
     for name, arm in plan.arms.items():
         arms.add_row(name, str(arm.trials), str(arm.search_trials), str(arm.replications), " -> ".join(arm.stages))
-    stages = Table("stage", "requested", "distinct", "steps", "audio hours", "saved by sharing",
-                   title="Stages (at most)", title_justify="left")  # fmt: skip
+    stages = Table(
+        "stage",
+        "requested",
+        "distinct",
+        "steps",
+        "audio hours",
+        "saved by sharing",
+        title="Stages (at most)",
+        title_justify="left",
+    )
     for kind, count in plan.stages.items():
         saved = count.requested_audio_hours - count.distinct_audio_hours
-        stages.add_row(kind, str(count.requested), str(count.distinct), str(count.distinct_steps),
-                       f"{count.distinct_audio_hours:.1f}", f"{saved:.1f} audio hours" if saved else "")  # fmt: skip
+        stages.add_row(
+            kind,
+            str(count.requested),
+            str(count.distinct),
+            str(count.distinct_steps),
+            f"{count.distinct_audio_hours:.1f}",
+            f"{saved:.1f} audio hours" if saved else "",
+        )
     return Group(arms, stages, Text(f"{plan.trials} trials at most"))
 
 
@@ -134,10 +154,14 @@ class Terminal(Watcher):
                 continue
             left = active.seconds_left
             table.add_row(
-                name, stage.kind, ProgressBar(total=stage.steps, completed=report.step, width=16),
-                f"{report.step}/{stage.steps}", self._metrics(active), f"{active.speed:.0f}",
+                name,
+                stage.kind,
+                ProgressBar(total=stage.steps, completed=report.step, width=16),
+                f"{report.step}/{stage.steps}",
+                self._metrics(active),
+                f"{active.speed:.0f}",
                 duration(left) if left is not None else "",
-            )  # fmt: skip
+            )
         return Group(table, Text(self._summary(), style="dim"))
 
     def _summary(self) -> str:
@@ -160,14 +184,15 @@ def _finals(ledger: Ledger, trial: Trial) -> str:
 def ranking(spec: StudySpec, ledger: Ledger) -> Table:
     """Finished trials, best first, with what was varied."""
     trials = ledger.ranked(ledger.trials(spec.study), spec.search.metric)
-    table = Table("trial", "seed", "dev CER", "dev WER", "test CER", "test WER", "updates", "time", "searched values",
-                  title="Trials, best first", title_justify="left")  # fmt: skip
+    table = Table(title="Trials, best first", title_justify="left")
+    for heading in ("trial", "dev CER", "dev WER", "test CER", "test WER", "updates", "time"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "trial" else "right")
+    table.add_column("searched values", overflow="fold")
     for trial in trials:
         final, last = ledger.final(spec.study, trial.trial), ledger.curve(spec.study, trial.trial)[-1]
-        table.add_row(
-            trial.trial, str(trial.seed), *(percent(final.get(m)) for m in ("dev_cer", "dev_wer", "test_cer", "test_wer")),
-            str(last.step), duration(last.accelerator_seconds), point_text(trial.point),
-        )  # fmt: skip
+        metrics = (percent(final.get(name)) for name in ("dev_cer", "dev_wer", "test_cer", "test_wer"))
+        cost = (str(last.step), duration(last.accelerator_seconds))
+        table.add_row(trial.trial, *metrics, *cost, point_text(trial.point))
     return table
 
 

@@ -26,8 +26,12 @@ BATCH = 1_000  # metrics in one request: MLflow's limit
 MAX_PARAM = 500  # characters in a parameter that every version of MLflow accepts
 
 # Seconds, not the minutes that MLflow's client waits by default for a server that is gone.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-             "MLFLOW_ENABLE_ASYNC_LOGGING": "false", "GIT_PYTHON_REFRESH": "quiet"}  # fmt: skip
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 
 
 def tracking_uri(storage: Path, configured: str | None) -> str:
@@ -55,8 +59,9 @@ class Mirror:
                 self._sync_trial(trial, parent, live=live)
         self._set_status(parent, "RUNNING" if live else "FINISHED")
 
-    def log_report(self, folder: Path) -> None:
-        """Attach the report to the study's run."""
+    def conclude(self, folder: Path, note: str) -> None:
+        """Attach the report to the study's run, and the answer as its description."""
+        self._client.set_tag(self._runs["study"], "mlflow.note.content", note)
         for path in sorted(folder.iterdir()):
             self._client.log_artifact(self._runs["study"], str(path), "report")
 
@@ -119,9 +124,7 @@ class Mirror:
             known = self._client.get_experiment_by_name(self._study)
             local = self._uri.startswith("sqlite:")
             artifacts = (self._storage / "mlflow-artifacts" / self._study).as_uri() if local else None
-            self._experiment = (
-                known.experiment_id if known else self._client.create_experiment(self._study, artifacts)
-            )
+            self._experiment = known.experiment_id if known else self._client.create_experiment(self._study, artifacts)
         return self._experiment
 
 
@@ -158,15 +161,19 @@ class MirrorProcess:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "study.tracking"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
-            stderr=log.open("ab"), env={**os.environ, **_PATIENCE}, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, "-m", "study.tracking"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=log.open("ab"),
+            env={**os.environ, **_PATIENCE},
+            start_new_session=True,
+        )
         self._tell(order)
 
-    def finish(self, report: Path | None, timeout_seconds: float = 60.0) -> bool:
+    def finish(self, report: Path | None, note: str, timeout_seconds: float = 60.0) -> bool:
         """Let it bring over the rest, and the report. False when it could not: the next run of the study catches up."""
         try:
-            self._tell({"report": str(report) if report else None})
+            self._tell({"report": str(report), "note": note} if report else {})
             assert self._process.stdin is not None
             self._process.stdin.close()
             return self._process.wait(timeout_seconds) == 0
@@ -184,7 +191,8 @@ def main() -> int:
     """Mirror until the standard input ends (the study's process has finished, or died), then once more, and exit."""
     order = json.loads(sys.stdin.readline())
     ledger, storage = Ledger(order["ledger"]), Path(order["storage"])
-    ended, last_words = threading.Event(), []
+    ended = threading.Event()
+    last_words: list[str] = []
 
     def listen() -> None:
         last_words.extend(sys.stdin.readlines())
@@ -198,11 +206,11 @@ def main() -> int:
             mirror = mirror or Mirror(ledger, order["study"], storage, order["uri"])
             mirror.sync(live=not final)
             if final:
-                report = json.loads(last_words[-1])["report"] if last_words else None
-                if report:
-                    mirror.log_report(Path(report))
+                ending: dict[str, str] = json.loads(last_words[-1]) if last_words else {}
+                if "report" in ending:
+                    mirror.conclude(Path(ending["report"]), ending["note"])
                 return 0
-        except Exception as error:  # whatever MLflow raises: the study goes on, and the next round tries again
+        except Exception as error:  # noqa: BLE001  (whatever MLflow raises: the next round tries again)
             print(f"{time.strftime('%F %T')} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             if final:
                 return 1

@@ -27,13 +27,15 @@ class Hypothesis:
 
 
 @torch.inference_mode()
-def transcribe(model: AcousticModel, utterances: Sequence[Utterance], characters: Characters,
-               device: torch.device) -> list[Hypothesis]:  # fmt: skip
+def transcribe(
+    model: AcousticModel, utterances: Sequence[Utterance], characters: Characters, device: torch.device
+) -> list[Hypothesis]:
     """Decode every utterance, shared out over the workers; each worker returns the whole list, sorted by id."""
     was_training = model.training
     model.eval()
     mine: list[Hypothesis] = []
-    for indices in epoch_batches([u.duration_seconds for u in utterances], BATCH_SECONDS, 0, 0)[rank() :: world_size()]:
+    batches = epoch_batches([u.duration_seconds for u in utterances], BATCH_SECONDS, seed=0, epoch=0)
+    for indices in batches[rank() :: world_size()]:
         share = [utterances[i] for i in indices]
         batch = make_batch(share, characters, [0] * len(share)).to(device)
         texts = greedy_decode(*ctc_log_probabilities(model, batch), characters)
@@ -43,6 +45,6 @@ def transcribe(model: AcousticModel, utterances: Sequence[Utterance], characters
 
 
 def error_rates(hypotheses: Sequence[Hypothesis]) -> dict[str, float]:
-    """`wer` and `cer` as fractions: errors / reference length over the whole split, not a mean of utterances' ratios."""
+    """`wer` and `cer` as fractions: errors / reference length of the whole split, not a mean of utterances' ratios."""
     references, texts = [h.reference for h in hypotheses], [h.hypothesis for h in hypotheses]
     return {"wer": float(jiwer.wer(references, texts)), "cer": float(jiwer.cer(references, texts))}

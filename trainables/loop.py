@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -21,7 +21,7 @@ from trainables.data.seeds import fold
 from trainables.data.text import Characters
 from trainables.distributed import agree, rank, sum_over_workers, world_size
 from trainables.evaluate import error_rates, transcribe
-from trainables.losses.build import TrainingLoss
+from trainables.losses.build import Batches, TrainingLoss
 from trainables.losses.terms import Terms
 from trainables.models.acoustic import AcousticModel, count_parameters
 from trainables.stage import Lease, Phase, Report, Stage, StageResult, StageStore, write_atomically
@@ -45,23 +45,16 @@ def run_stage(stage: Stage, store: StageStore, report: Reporter, device: torch.d
 
     Raises StageBusyError when another worker holds its lease, CorpusError for data that cannot be used, DivergedError.
     """
-    if result := agree(store.result(stage)):
+    result: StageResult | None = agree(store.result(stage))
+    if result:
         for past in result.reports:
             report(past)
         return result
-    with store.lease(stage).hold() if rank() == 0 else _no_lease() as lease:
-        if not agree(lease is not None or rank() != 0):
+    with store.lease(stage).hold() if rank() == 0 else contextlib.nullcontext() as lease:
+        if not agree(lease is not None):
             raise StageBusyError(f"another worker is running {stage.name()}")
         training = _Training(stage, store, device or torch.device("cpu"), lease)
         return training.run(report)
-
-
-class _no_lease:
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *_: object) -> None:
-        return None
 
 
 class _Update:
@@ -75,17 +68,21 @@ class _Update:
         self.learning_rates = [phase.learning_rates[part] for part in phase.loss.parts]
         self.optimiser = torch.optim.AdamW(
             [{"params": list(model.get_submodule(part).parameters())} for part in phase.loss.parts],
-            betas=phase.optimiser.betas, eps=phase.optimiser.epsilon, weight_decay=phase.optimiser.weight_decay,
-        )  # fmt: skip
+            betas=phase.optimiser.betas,
+            eps=phase.optimiser.epsilon,
+            weight_decay=phase.optimiser.weight_decay,
+        )
 
-    def __call__(self, batches: dict[str, Any], progress: float, learning_rate_scale: float) -> Terms:
+    def __call__(self, batches: Batches, progress: float, learning_rate_scale: float) -> Terms:
         """One optimiser update. Raises DivergedError, before the weights change, when the gradient is not finite."""
         for group, learning_rate in zip(self.optimiser.param_groups, self.learning_rates, strict=True):
             group["lr"] = learning_rate * learning_rate_scale
         for parameter in self.parameters:
             parameter.grad = None
+        loss: Tensor
+        terms: Terms
         loss, terms = self.loss(batches, progress)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm)
         if not torch.isfinite(norm):
             raise DivergedError(f"the gradient norm is {norm.item()}")
@@ -261,5 +258,3 @@ def build_model(stage: Stage, store: StageStore, num_symbols: int) -> AcousticMo
 
 def _ignore(report: Report) -> None:
     """Reports of workers other than the first repeat what the first one says."""
-
-

@@ -11,6 +11,7 @@ keeps what the groups report until the trials have read it.
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import traceback
@@ -143,7 +144,7 @@ class WorkerGroups:
         cause = "the worker group ended without finishing the stage"
         try:
             await run
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (however it died, its stage failed)
             cause = f"the worker group died: {_innermost(error)}"
         group = self._groups.pop(group_id)
         if group.unfinished:
@@ -170,7 +171,7 @@ def start_worker_groups(storage: Path, size: GroupSize, max_groups: int, idle_se
     )
 
 
-@ray.remote(num_cpus=0, max_retries=0, resources=HEAD_SLIVER)
+@ray.remote(num_cpus=0, max_retries=0, resources=HEAD_SLIVER)  # type: ignore[untyped-decorator]
 def _run_group(groups: Any, group_id: int, storage: Path, size: GroupSize) -> None:
     """One group, from its first stage to the time when no more work comes: a Ray Train run."""
     resources = {"CPU": float(size.cpus_per_worker)}
@@ -178,13 +179,17 @@ def _run_group(groups: Any, group_id: int, storage: Path, size: GroupSize) -> No
         resources["GPU"] = size.gpus_per_worker
     ray.train.torch.TorchTrainer(
         _work,
-        train_loop_config={"groups": groups, "group_id": group_id, "storage": str(storage),
-                           "threads": size.cpus_per_worker},
+        train_loop_config={
+            "groups": groups,
+            "group_id": group_id,
+            "storage": str(storage),
+            "threads": size.cpus_per_worker,
+        },
         scaling_config=ray.train.ScalingConfig(
             num_workers=size.workers, use_gpu=bool(size.gpus_per_worker), resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(name=f"group-{os.getpid()}", storage_path=str(storage / "ray")),
-    ).fit()  # fmt: skip
+    ).fit()
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -201,7 +206,7 @@ def _work(config: dict[str, Any]) -> None:
         if stage is None:
             return
         try:
-            run_stage(stage, store, lambda report: ray.get(groups.report.remote(group_id, turn, report)), device)
+            run_stage(stage, store, functools.partial(_report, groups, group_id, turn), device)
             outcome = Outcome("finished")
         except StageBusyError as error:
             outcome = Outcome("busy", str(error))
@@ -210,6 +215,10 @@ def _work(config: dict[str, Any]) -> None:
             ray.get(groups.end.remote(group_id, turn, Outcome("failed", _describe(error))))
             raise
         ray.get(groups.end.remote(group_id, turn, outcome))
+
+
+def _report(groups: Any, group_id: int, turn: int, report: Report) -> None:
+    ray.get(groups.report.remote(group_id, turn, report))
 
 
 def _describe(error: Exception) -> str:

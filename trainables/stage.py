@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -36,8 +36,10 @@ class ScheduleConfig(Config):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.warmup_fraction + self.decay_fraction > 1:
-            raise ValueError(f"warmup_fraction + decay_fraction must be at most 1, got {self.warmup_fraction} + "
-                             f"{self.decay_fraction}")  # fmt: skip
+            raise ValueError(
+                f"warmup_fraction + decay_fraction must be at most 1, got {self.warmup_fraction} + "
+                f"{self.decay_fraction}"
+            )
         return self
 
     def scale(self, progress: float) -> float:
@@ -97,7 +99,7 @@ class Stage(Config):
     def streams(self) -> tuple[Stream, ...]:
         """The kinds of audio that the stage reads."""
         used = {stream for phase in self.phases for stream in phase.loss.streams}
-        return tuple(stream for stream in ("labelled", "unlabelled") if stream in used)  # type: ignore[misc]
+        return tuple(stream for stream in get_args(Stream) if stream in used)
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -320,7 +322,7 @@ class Lease:
 
 
 def _process_start(pid: int) -> str:
-    """Start time of a process in clock ticks since boot, which tells a process from a later one with the same number."""
+    """Start time in clock ticks since boot, which tells a process from a later one with the same number."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

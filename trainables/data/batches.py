@@ -38,9 +38,13 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
-            self.waveform_BS.to(device), self.num_samples_B, self.tokens_BU.to(device), self.num_tokens_B,
-            self.seeds, self.counted,
-        )  # fmt: skip
+            self.waveform_BS.to(device),
+            self.num_samples_B,
+            self.tokens_BU.to(device),
+            self.num_tokens_B,
+            self.seeds,
+            self.counted,
+        )
 
 
 @functools.lru_cache(maxsize=20_000)
@@ -82,8 +86,14 @@ def epoch_batches(durations_seconds: Sequence[float], batch_seconds: float, seed
     return batches
 
 
-def make_batch(utterances: Sequence[Utterance], characters: Characters | None, seeds: Sequence[int], *,
-               augment_speed: bool = False, counted: bool = True) -> Batch:  # fmt: skip
+def make_batch(
+    utterances: Sequence[Utterance],
+    characters: Characters | None,
+    seeds: Sequence[int],
+    *,
+    augment_speed: bool = False,
+    counted: bool = True,
+) -> Batch:
     """Decode, optionally change speed, and pad. Tokens are made only where `characters` are given."""
     waveforms = [torch.from_numpy(load_audio(u.path)).float() for u in utterances]
     if augment_speed:
@@ -109,8 +119,17 @@ def _change_speed(waveform_S: Tensor, seed: int) -> Tensor:
 class Stream:
     """An endless, resumable sequence of one worker's shares of global batches. The whole state is (epoch, position)."""
 
-    def __init__(self, utterances: Sequence[Utterance], characters: Characters | None, *, batch_seconds: float,
-                 seed: int, augment_speed: bool, rank: int, world_size: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        characters: Characters | None,
+        *,
+        batch_seconds: float,
+        seed: int,
+        augment_speed: bool,
+        rank: int,
+        world_size: int,
+    ) -> None:
         self.utterances = utterances
         self.characters = characters
         self.batch_seconds = batch_seconds

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from trainables.data.batches import Batch
-from trainables.losses.config import BilevelConfig
+from trainables.losses.config import BilevelConfig, Stream
 from trainables.losses.contrastive import contrastive_terms
 from trainables.losses.ctc import ctc_terms
 from trainables.losses.terms import Terms
@@ -23,7 +23,9 @@ def gamma(config: BilevelConfig, progress: float) -> float:
     return config.gamma_start + (config.gamma_end - config.gamma_start) * progress
 
 
-def bilevel_terms(model: AcousticModel, batches: Mapping[str, Batch], config: BilevelConfig, progress: float) -> Terms:
+def bilevel_terms(
+    model: AcousticModel, batches: Mapping[Stream, Batch], config: BilevelConfig, progress: float
+) -> Terms:
     """The terms of both levels. One backward pass yields the three gradients: gamma scales only what reaches theta."""
     return ctc_terms(model, batches["labelled"], config.ctc) | contrastive_terms(
         model, batches["unlabelled"], config.contrastive, progress, gamma(config, progress)

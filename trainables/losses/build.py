@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from trainables.data.batches import Batch
 from trainables.losses.bilevel import bilevel_terms
-from trainables.losses.config import BilevelConfig, ContrastiveConfig, CtcConfig, LossConfig
+from trainables.losses.config import BilevelConfig, ContrastiveConfig, CtcConfig, LossConfig, Stream
 from trainables.losses.contrastive import contrastive_terms
 from trainables.losses.ctc import ctc_terms
 from trainables.losses.terms import Terms, total
 from trainables.models.acoustic import AcousticModel
 
-Batches = Mapping[str, Batch]
+Batches = Mapping[Stream, Batch]
 
 LOSSES: dict[type, Callable[..., Terms]] = {
-    CtcConfig: lambda model, batches, config, progress: ctc_terms(model, batches["labelled"], config),
+    CtcConfig: lambda model, batches, config, _: ctc_terms(model, batches["labelled"], config),
     ContrastiveConfig: lambda model, batches, config, progress: contrastive_terms(
         model, batches["unlabelled"], config, progress
     ),

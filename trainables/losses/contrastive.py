@@ -58,8 +58,9 @@ def diversity(probability_sum_GV: Tensor, count: Tensor) -> Tensor:
     return 1.0 - perplexity_G.sum() / mean_GV.numel()
 
 
-def contrastive_terms(model: AcousticModel, batch: Batch, config: ContrastiveConfig, progress: float,
-                      backbone_gradient: float = 1.0) -> Terms:  # fmt: skip
+def contrastive_terms(
+    model: AcousticModel, batch: Batch, config: ContrastiveConfig, progress: float, backbone_gradient: float = 1.0
+) -> Terms:
     """Contrastive + diversity + feature penalty, each per masked (or per valid) frame.
 
     `progress` in [0, 1] of the stage sets the Gumbel temperature. `backbone_gradient` scales the gradient that reaches
@@ -69,9 +70,14 @@ def contrastive_terms(model: AcousticModel, batch: Batch, config: ContrastiveCon
     raw_BTD, num_frames_B = backbone.features(batch.waveform_BS, batch.num_samples_B)
     features_BTD = backbone.feature_norm(raw_BTD)
     mask_BT = time_masks(
-        num_frames_B, raw_BTD.shape[1], batch.seeds, purpose="contrastive",
-        probability=config.mask_probability, length=config.mask_length, min_spans=2,
-    )  # fmt: skip
+        num_frames_B,
+        raw_BTD.shape[1],
+        batch.seeds,
+        purpose="contrastive",
+        probability=config.mask_probability,
+        length=config.mask_length,
+        min_spans=2,
+    )
     mask_BT[mask_BT.sum(1) < 2] = False  # one masked frame has no distractor
     if not batch.counted:
         mask_BT[:] = False
@@ -87,9 +93,11 @@ def contrastive_terms(model: AcousticModel, batch: Batch, config: ContrastiveCon
     noise_NGV = _gumbel_noise(masked, head.quantiser.codewords_GVd, batch.seeds) if model.training else None
     quantised = head.quantiser(features_ND, temperature, noise_NGV)
     logits_NK1 = contrastive_logits(
-        head.project_context(context_NC), head.project_target(quantised.vectors_ND),
-        draw_negatives(masked, config.negatives, batch.seeds).to(device), config.temperature,
-    )  # fmt: skip
+        head.project_context(context_NC),
+        head.project_target(quantised.vectors_ND),
+        draw_negatives(masked, config.negatives, batch.seeds).to(device),
+        config.temperature,
+    )
     nll_N = F.cross_entropy(logits_NK1, logits_NK1.new_zeros(len(logits_NK1), dtype=torch.long), reduction="none")
 
     count = nll_N.new_tensor(float(len(nll_N)))

@@ -25,9 +25,13 @@ def ctc_log_probabilities(model: AcousticModel, batch: Batch, mask: MaskConfig |
         )
         features_BTD = features_BTD.masked_fill(channels_BD.to(features_BTD.device)[:, None], 0.0)
         mask_BT = time_masks(
-            num_frames_B, features_BTD.shape[1], batch.seeds, purpose="augment",
-            probability=mask.time_probability, length=mask.time_length,
-        ).to(features_BTD.device)  # fmt: skip
+            num_frames_B,
+            features_BTD.shape[1],
+            batch.seeds,
+            purpose="augment",
+            probability=mask.time_probability,
+            length=mask.time_length,
+        ).to(features_BTD.device)
     context_BTC = model.backbone.context(features_BTD, num_frames_B, mask_BT)
     return model.ctc_head(context_BTC).float().log_softmax(2), num_frames_B
 
@@ -36,8 +40,13 @@ def ctc_terms(model: AcousticModel, batch: Batch, config: CtcConfig) -> Terms:
     log_probabilities_BTV, num_frames_B = ctc_log_probabilities(model, batch, config.mask)
     # An utterance with fewer frames than its text needs has no alignment: it counts zero, not infinity.
     nll_B = F.ctc_loss(
-        log_probabilities_BTV.transpose(0, 1), batch.tokens_BU, num_frames_B, batch.num_tokens_B,
-        blank=BLANK, reduction="none", zero_infinity=True,
-    )  # fmt: skip
+        log_probabilities_BTV.transpose(0, 1),
+        batch.tokens_BU,
+        num_frames_B,
+        batch.num_tokens_B,
+        blank=BLANK,
+        reduction="none",
+        zero_infinity=True,
+    )
     counted = float(batch.counted)
     return {"ctc": Term(nll_B.sum() * counted, nll_B.new_tensor(len(nll_B) * counted))}

@@ -28,8 +28,16 @@ def span_mask(size: int, probability: float, length: int, min_spans: int, random
     return mask
 
 
-def time_masks(num_frames_B: Tensor, max_frames: int, seeds: Sequence[int], *, purpose: str, probability: float,
-               length: int, min_spans: int = 0) -> Tensor:  # fmt: skip
+def time_masks(
+    num_frames_B: Tensor,
+    max_frames: int,
+    seeds: Sequence[int],
+    *,
+    purpose: str,
+    probability: float,
+    length: int,
+    min_spans: int = 0,
+) -> Tensor:
     """(B, T) masks inside the valid frames of each utterance."""
     mask_BT = np.zeros((len(seeds), max_frames), dtype=bool)
     for row, num_frames, seed in zip(mask_BT, num_frames_B.tolist(), seeds, strict=True):

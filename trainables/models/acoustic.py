@@ -13,7 +13,6 @@ from trainables.models.cnn_gru import CnnGru
 from trainables.models.config import ModelConfig
 from trainables.models.self_supervised import SelfSupervisedHead
 
-
 M = TypeVar("M", bound=nn.Module)
 
 

@@ -68,9 +68,7 @@ class CnnGru(nn.Module):
         self.feature_width = width
         self.context_width = 2 * config.gru_width
         self.log_mel = LogMel(config.mel_bins)
-        self.subsample = nn.ModuleList(
-            [ConvLayer(config.mel_bins, width, stride=2), ConvLayer(width, width, stride=2)]
-        )
+        self.subsample = nn.ModuleList([ConvLayer(config.mel_bins, width, stride=2), ConvLayer(width, width, stride=2)])
         self.residual = nn.ModuleList([ConvLayer(width, width, stride=1) for _ in range(config.cnn_layers)])
         self.feature_norm = nn.LayerNorm(width)
         self.mask_embedding = nn.Parameter(torch.empty(width).uniform_())
@@ -92,7 +90,7 @@ class CnnGru(nn.Module):
         return x_BDT.transpose(1, 2), num_frames_B
 
     def context(self, features_BTD: Tensor, num_frames_B: Tensor, mask_BT: Tensor) -> Tensor:
-        """(B, T, D) normalised features -> (B, T, C). Frames where `mask_BT` is True are replaced by a learnt vector."""
+        """(B, T, D) normalised features -> (B, T, C); frames in `mask_BT` are replaced by a learnt vector."""
         x_BTD = torch.where(mask_BT[..., None], self.mask_embedding, features_BTD)
         for gru, norm in zip(self.gru, self.context_norm, strict=True):
             packed = nn.utils.rnn.pack_padded_sequence(
@@ -101,4 +99,5 @@ class CnnGru(nn.Module):
             y_BTC, _ = nn.utils.rnn.pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=x_BTD.shape[1])
             y_BTC = norm(y_BTC)
             x_BTD = x_BTD + y_BTC if x_BTD.shape == y_BTC.shape else y_BTC
-        return self.dropout(x_BTD)
+        context_BTC: Tensor = self.dropout(x_BTD)
+        return context_BTC

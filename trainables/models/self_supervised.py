@@ -26,8 +26,9 @@ class Quantiser(nn.Module):
     def __init__(self, config: QuantiserConfig, in_width: int) -> None:
         super().__init__()
         if config.dim % config.codebooks:
-            raise ValueError(f"quantiser.dim must be a multiple of quantiser.codebooks, got {config.dim} and "
-                             f"{config.codebooks}")  # fmt: skip
+            raise ValueError(
+                f"quantiser.dim must be a multiple of quantiser.codebooks, got {config.dim} and {config.codebooks}"
+            )
         self.logits = nn.Linear(in_width, config.codebooks * config.entries)
         nn.init.normal_(self.logits.weight)
         nn.init.zeros_(self.logits.bias)

@@ -50,7 +50,7 @@ class JointSettings(StageSettings):
     upper_learning_rate: LearningRate = Field(
         1e-3, description="beta: of the backbone and the CTC head in joint steps, and in the final fine-tuning."
     )
-    exploration_steps: int = Field(2, ge=0, description="Self-supervised updates before each run of joint ones; 0: none.")
+    exploration_steps: int = Field(2, ge=0, description="Self-supervised updates before each run of joint ones.")
     joint_steps: int = Field(3, ge=1, description="Joint updates between explorations.")
     loss: BilevelConfig = BilevelConfig()
     evaluate_every: int = Field(50, ge=1, description="Steps between evaluations on dev.")

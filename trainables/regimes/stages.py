@@ -32,8 +32,15 @@ class Setting(Config):
     seed: int
 
 
-def _stage(setting: Setting, settings: StageSettings, kind: StageKind, phases: tuple[Phase, ...], *, last: bool = False,
-           initial: InitialWeights | None = None) -> Stage:  # fmt: skip
+def _stage(
+    setting: Setting,
+    settings: StageSettings,
+    kind: StageKind,
+    phases: tuple[Phase, ...],
+    *,
+    last: bool = False,
+    initial: InitialWeights | None = None,
+) -> Stage:
     reads = {stream for phase in phases for stream in phase.loss.streams}
     return Stage(
         kind=kind,
@@ -75,16 +82,15 @@ def pretrain_finetune(regime: PretrainFinetuneRegime, setting: Setting) -> Stage
 def bl_just(regime: BlJustRegime, setting: Setting) -> Stage:
     settings, final = regime.joint, regime.finetune
     alpha, beta = settings.lower_learning_rate, settings.upper_learning_rate
-    phases = (_phase(settings.loss, settings, settings.joint_steps, default=beta, self_supervised_head=alpha),)
+    phases = [_phase(settings.loss, settings, settings.joint_steps, default=beta, self_supervised_head=alpha)]
     if settings.exploration_steps:
-        exploration = _phase(settings.loss.contrastive, settings, settings.exploration_steps, default=alpha)
-        phases = (exploration, *phases)
-    joint = _stage(setting, settings, "joint", phases, last=final is None)
+        phases.insert(0, _phase(settings.loss.contrastive, settings, settings.exploration_steps, default=alpha))
+    joint = _stage(setting, settings, "joint", tuple(phases), last=final is None)
     if final is None:
         return joint
     initial = InitialWeights(stage=joint, parts=("backbone", "ctc_head"))
-    phases = (_phase(final.loss, final, default=beta * final.learning_rate_scale),)
-    return _stage(setting, final, "finetune", phases, initial=initial, last=True)
+    tuning = _phase(final.loss, final, default=beta * final.learning_rate_scale)
+    return _stage(setting, final, "finetune", (tuning,), initial=initial, last=True)
 
 
 REGIMES: dict[type, Callable[..., Stage]] = {

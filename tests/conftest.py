@@ -1,0 +1,76 @@
+"""What tests share: small real corpora, and small trials on them."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainables.data.corpus import PROMPTS
+
+Row = dict[str, str]
+
+
+def write_corpus(root: Path, rows: list[Row]) -> Path:
+    """Write a corpus folder with the given manifest rows; their audio is copied from the Spanish prompts."""
+    (root / "audio").mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        shutil.copy(PROMPTS / "es" / row["path"], root / row["path"])
+    with (root / "manifest.tsv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]), delimiter="\t", quoting=csv.QUOTE_NONE)
+        writer.writeheader()
+        writer.writerows(rows)
+    return root
+
+
+def spanish_rows(count: int, *, longest_seconds: float = 3.0) -> list[Row]:
+    """The first `count` Spanish prompts of at most that length, every eighth in dev and every eighth in test."""
+    with (PROMPTS / "es" / "manifest.tsv").open(encoding="utf-8", newline="") as stream:
+        rows = [
+            row
+            for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if row["has_digits"] == "0" and float(row["duration_seconds"]) <= longest_seconds
+        ]
+    names = ("id", "path", "duration_seconds", "text")
+    splits = ("dev", "test", *["train"] * 6)
+    return [{**{n: row[n] for n in names}, "split": splits[i % 8]} for i, row in enumerate(rows[:count])]
+
+
+@pytest.fixture(scope="session")
+def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 short real utterances: 30 train, 5 dev, 5 test."""
+    return write_corpus(tmp_path_factory.mktemp("corpus"), spanish_rows(40))
+
+
+SMALL_MODEL: dict[str, Any] = {
+    "kind": "cnn_gru",
+    "mel_bins": 20,
+    "cnn_width": 16,
+    "cnn_layers": 1,
+    "gru_width": 12,
+    "quantiser": {"codebooks": 2, "entries": 8, "dim": 16},
+}
+
+
+def pretrain_finetune(steps: int = 4, **finetune: Any) -> dict[str, Any]:
+    return {
+        "kind": "pretrain_finetune",
+        "pretrain": {"steps": steps, "batch_seconds": 6, "report_every": 1},
+        "finetune": {"steps": steps, "batch_seconds": 6, "report_every": 1, "evaluate_every": 2, **finetune},
+    }
+
+
+def bl_just(steps: int = 4, **joint: Any) -> dict[str, Any]:
+    return {
+        "kind": "bl_just",
+        "joint": {"steps": steps, "batch_seconds": 6, "report_every": 1, "evaluate_every": 2, **joint},
+        "finetune": {"steps": steps, "batch_seconds": 6, "report_every": 1, "evaluate_every": 2},
+    }
+
+
+def small_trial(corpus: Path, regime: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """A trial that trains in a second or two."""
+    return {"corpus": {"kind": "folder", "root": str(corpus)}, "model": SMALL_MODEL, "regime": regime, **changes}
