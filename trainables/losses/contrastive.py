@@ -39,15 +39,18 @@ def draw_negatives(masked_per_utterance: Sequence[int], negatives: int, seeds: S
     return torch.from_numpy(np.concatenate(rows))
 
 
-def contrastive_logits(prediction_NP: Tensor, target_NP: Tensor, negatives_NK: Tensor, temperature: float) -> Tensor:
+def contrastive_logits(
+    prediction_NP: Tensor, target_NP: Tensor, codes_NG: Tensor, negatives_NK: Tensor, temperature: float
+) -> Tensor:
     """(N, 1 + K) logits: cosine similarity / temperature, the true target first (equation 3).
 
-    A distractor equal to the target in every component gets -inf: it is no distractor.
+    A distractor of the same codes as the target gets -inf: it is no distractor. The codes are compared, not the vectors
+    as in fairseq: those are products of matrices, and equal rows need not come out equal to the last bit.
     """
     prediction_NP, unit_NP = F.normalize(prediction_NP.float(), dim=1), F.normalize(target_NP.float(), dim=1)
     positive_N1 = (prediction_NP * unit_NP).sum(1, keepdim=True)
     negative_NK = torch.einsum("np,nkp->nk", prediction_NP, unit_NP[negatives_NK])
-    same_NK = (target_NP[negatives_NK] == target_NP[:, None]).all(2)
+    same_NK = (codes_NG[negatives_NK] == codes_NG[:, None]).all(2)
     return torch.cat([positive_N1, negative_NK.masked_fill(same_NK, -torch.inf)], dim=1) / temperature
 
 
@@ -95,6 +98,7 @@ def contrastive_terms(
     logits_NK1 = contrastive_logits(
         head.project_context(context_NC),
         head.project_target(quantised.vectors_ND),
+        quantised.codes_NG,
         draw_negatives(masked, config.negatives, batch.seeds).to(device),
         config.temperature,
     )

@@ -17,6 +17,7 @@ from trainables.models.config import QuantiserConfig
 @dataclass(frozen=True)
 class Quantised:
     vectors_ND: Tensor
+    codes_NG: Tensor  # index of the chosen entry of each codebook
     logits_NGV: Tensor
 
 
@@ -41,12 +42,14 @@ class Quantiser(nn.Module):
         G, V, _ = self.codewords_GVd.shape
         logits_NGV = self.logits(features_ND).unflatten(1, (G, V))
         if noise_NGV is None:
-            choice_NGV = F.one_hot(logits_NGV.argmax(2), V).to(logits_NGV.dtype)
+            codes_NG = logits_NGV.argmax(2)
+            choice_NGV = F.one_hot(codes_NG, V).to(logits_NGV.dtype)
         else:
             soft_NGV = ((logits_NGV + noise_NGV) / temperature).softmax(2)
-            hard_NGV = F.one_hot(soft_NGV.argmax(2), V).to(soft_NGV.dtype)
-            choice_NGV = hard_NGV + soft_NGV - soft_NGV.detach()
-        return Quantised(torch.einsum("ngv,gvd->ngd", choice_NGV, self.codewords_GVd).flatten(1), logits_NGV)
+            codes_NG = soft_NGV.argmax(2)
+            choice_NGV = F.one_hot(codes_NG, V).to(soft_NGV.dtype) + soft_NGV - soft_NGV.detach()
+        vectors_ND = torch.einsum("ngv,gvd->ngd", choice_NGV, self.codewords_GVd).flatten(1)
+        return Quantised(vectors_ND, codes_NG, logits_NGV)
 
 
 class SelfSupervisedHead(nn.Module):
