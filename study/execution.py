@@ -56,7 +56,7 @@ def run_trials(spec: StudySpec, ledger: Ledger, watcher: Watcher) -> None:
 
 
 class _Relay(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
-    """Writes to the ledger what trials relay. It runs in the driver: the ledger has one writer."""
+    """Writes to the ledger what trials relay. It runs in the driver, so that curves have one writer."""
 
     def __init__(self, study: str, ledger: Ledger, watcher: Watcher) -> None:
         self._study, self._ledger, self._watcher = study, ledger, watcher

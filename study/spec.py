@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from cluster.connect import inside_ray_job
 from search_spaces.space import Point, Space, condition_errors
 from study.sweep_file import Location, SweepError, SweepFile, did_you_mean, explain, read_sweep_file
 from trainables.config import Config
@@ -136,6 +137,9 @@ def read_spec(path: Path, overrides: Iterable[str] = ()) -> StudySpec:
     if found:
         raise SweepError(list(dict.fromkeys(file.error(location, message) for location, message in found)))
     assert spec is not None
+    if inside_ray_job() and not spec.storage.expanduser().is_absolute():
+        message = f"must be absolute in a Ray job, whose working directory is a copy that goes away, got {spec.storage}"
+        raise SweepError([file.error(("storage",), message)])
     return spec.with_(storage=spec.storage.expanduser().absolute())
 
 

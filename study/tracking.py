@@ -84,10 +84,27 @@ class Mirror:
         if trial.status == "unfinished":
             self._set_status(run, "RUNNING" if live else "KILLED")
         else:
+            self._log_cost(run, trial)
             if trial.cause:
                 self._client.set_tag(run, "study.cause", trial.cause[:MAX_PARAM])
             self._set_status(run, "FINISHED" if trial.status == "finished" else "FAILED", trial.ended_at)
             self._ended.add(trial.trial)
+
+    def _log_cost(self, run: str, trial: Trial) -> None:
+        """What the whole trial spent, for the columns of MLflow's table."""
+        from mlflow.entities import Metric
+
+        curve = self._ledger.curve(self._study, trial.trial)
+        if curve:
+            last, at = curve[-1], round(curve[-1].reported_at * 1000)
+            hours, seconds = last.audio_seconds / 3600, last.accelerator_seconds
+            self._client.log_batch(
+                run,
+                metrics=[
+                    Metric("cost/audio_hours", hours, at, last.step),
+                    Metric("cost/accelerator_seconds", seconds, at, last.step),
+                ],
+            )
 
     def _set_status(self, run: str, status: str, ended_at: float | None = None) -> None:
         if status in ("RUNNING", "KILLED"):
@@ -122,10 +139,15 @@ class Mirror:
     def _experiment_id(self) -> str:
         if self._experiment is None:
             known = self._client.get_experiment_by_name(self._study)
-            local = self._uri.startswith("sqlite:")
-            artifacts = (self._storage / "mlflow-artifacts" / self._study).as_uri() if local else None
-            self._experiment = known.experiment_id if known else self._client.create_experiment(self._study, artifacts)
+            self._experiment = known.experiment_id if known else self._create_experiment()
         return self._experiment
+
+    def _create_experiment(self) -> str:
+        local = self._uri.startswith("sqlite:")
+        artifacts = (self._storage / "mlflow-artifacts" / self._study).as_uri() if local else None
+        # The kind opens the experiment in the pages for model training, not in those for language-model traces.
+        tags = {"mlflow.experimentKind": "custom_model_development"}
+        return str(self._client.create_experiment(self._study, artifacts, tags))
 
 
 def _tags(trial: Trial, parent: str) -> dict[str, str]:
