@@ -171,25 +171,11 @@ def _trial_table(spec: StudySpec, ledger: Ledger) -> str:
         cost = [str(curve[-1].step), duration(curve[-1].accelerator_seconds)] if curve else ["", ""]
         status = f"{trial.status}: {trial.cause}" if trial.cause else trial.status
         rows.append(
-            [trial.trial, trial.arm, trial.origin, str(trial.seed), point_text(trial.point), *metrics, *cost, status]
+            [trial.trial, trial.origin, str(trial.seed), *metrics, *cost, point_text(trial.point) or "-", status]
         )
-    return _table(
-        [
-            "trial",
-            "arm",
-            "origin",
-            "seed",
-            "searched values",
-            "dev CER",
-            "dev WER",
-            "test CER",
-            "test WER",
-            "updates",
-            "accelerator time",
-            "status",
-        ],
-        rows,
-    )
+    rates = ["dev CER", "dev WER", "test CER", "test WER"]
+    head = ["trial", "origin", "seed", *rates, "updates", "accelerator time", "searched values", "status"]
+    return _table(head, rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

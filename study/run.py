@@ -105,6 +105,7 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
         ledger.reopen_failed(spec.study)
     uri = tracking_uri(spec.storage, spec.mlflow.tracking_uri)
     mirror = MirrorProcess(ledger.url, spec.study, spec.storage, uri) if spec.mlflow.enabled else None
+    console.print("Starting Ray and the first workers; this takes about half a minute.", style="dim")
     page, note = None, ""
     try:
         with connect():

@@ -162,7 +162,8 @@ class Terminal(Watcher):
                 f"{active.speed:.0f}",
                 duration(left) if left is not None else "",
             )
-        return Group(table, Text(self._summary(), style="dim"))
+        summary = Text(self._summary(), style="dim")
+        return Group(table, summary) if self._active else Group(summary)
 
     def _summary(self) -> str:
         finished, failed = self._count()
