@@ -192,6 +192,10 @@ class MirrorProcess:
         )
         self._tell(order)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def finish(self, report: Path | None, note: str, timeout_seconds: float = 60.0) -> bool:
         """Let it bring over the rest, and the report. False when it could not: the next run of the study catches up."""
         try:
