@@ -39,11 +39,6 @@ class InfeasibleError(ValueError):
     """The cluster can never hold what is asked for."""
 
 
-def inside_ray_job() -> bool:
-    """Whether this process was started by `ray job submit`: then it runs in a copy of the working directory."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-
-
 @contextmanager
 def connect() -> Iterator[None]:
     """Join the cluster at $RAY_ADDRESS, or start one on this machine that ends with this process."""

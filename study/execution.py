@@ -19,7 +19,8 @@ from study.search import StudySearcher
 from study.spec import StudySpec
 from study.watcher import Watcher
 from trainables.ray_train import News, start_worker_groups
-from trainables.stage import Report, Stage, StageStore
+from trainables.stage import Report, Stage
+from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
 
 LEASE_POLL_SECONDS = 1.0

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from cluster.connect import inside_ray_job
+from cluster.ray_job import inside_ray_job
 from search_spaces.space import Point, Space, condition_errors
 from study.sweep_file import Location, SweepError, SweepFile, did_you_mean, explain, read_sweep_file
 from trainables.config import Config

@@ -146,7 +146,7 @@ class Terminal(Watcher):
         return " ".join(f"{metric_name(name)} {value:.1%}" for name, value in sorted(active.dev.items()))
 
     def _table(self) -> Group:
-        table = Table("trial", "stage", "progress", "", "last", "audio s/s", "stage left", expand=False)
+        table = Table("trial", "stage", "progress", "", "last on dev", "audio s/s", "stage left", expand=False)
         for name, active in sorted(self._active.items()):
             stage, report = active.stage, active.report
             if not stage or not report:
@@ -158,7 +158,7 @@ class Terminal(Watcher):
                 stage.kind,
                 ProgressBar(total=stage.steps, completed=report.step, width=16),
                 f"{report.step}/{stage.steps}",
-                self._metrics(active),
+                self._metrics(active).replace("dev ", ""),
                 f"{active.speed:.0f}",
                 duration(left) if left is not None else "",
             )

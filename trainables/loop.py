@@ -21,10 +21,12 @@ from trainables.data.seeds import fold
 from trainables.data.text import Characters
 from trainables.distributed import agree, rank, sum_over_workers, world_size
 from trainables.evaluate import error_rates, transcribe
+from trainables.lease import Lease
 from trainables.losses.build import Batches, TrainingLoss
 from trainables.losses.terms import Terms
 from trainables.models.acoustic import AcousticModel, count_parameters
-from trainables.stage import Lease, Phase, Report, Stage, StageResult, StageStore, write_atomically
+from trainables.stage import Phase, Report, Stage, StageResult
+from trainables.store import StageStore, write_atomically
 
 Reporter = Callable[[Report], None]
 
@@ -45,16 +47,23 @@ def run_stage(stage: Stage, store: StageStore, report: Reporter, device: torch.d
 
     Raises StageBusyError when another worker holds its lease, CorpusError for data that cannot be used, DivergedError.
     """
-    result: StageResult | None = agree(store.result(stage))
-    if result:
-        for past in result.reports:
-            report(past)
-        return result
+    report = report if rank() == 0 else _ignore
+    if finished := _finished(stage, store, report):
+        return finished
     with store.lease(stage).hold() if rank() == 0 else contextlib.nullcontext() as lease:
         if not agree(lease is not None):
             raise StageBusyError(f"another worker is running {stage.name()}")
-        training = _Training(stage, store, device or torch.device("cpu"), lease)
-        return training.run(report)
+        if finished := _finished(stage, store, report):  # since the first look, by the lease's last holder
+            return finished
+        return _Training(stage, store, device or torch.device("cpu"), lease).run(report)
+
+
+def _finished(stage: Stage, store: StageStore, report: Reporter) -> StageResult | None:
+    """The result of the stage, reported, when it is in the store."""
+    result: StageResult | None = agree(store.result(stage))
+    for past in result.reports if result else ():
+        report(past)
+    return result
 
 
 class _Update:
@@ -108,7 +117,6 @@ class _Training:
         self._load_checkpoint()
 
     def run(self, report: Reporter) -> StageResult:
-        report = report if rank() == 0 else _ignore
         for past in self.reports:
             report(past)
         saved_at = time.monotonic()

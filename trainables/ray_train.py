@@ -25,7 +25,8 @@ import ray.train
 import ray.train.torch
 
 from cluster.connect import HEAD_SLIVER, GroupSize
-from trainables.stage import Report, Stage, StageStore
+from trainables.stage import Report, Stage
+from trainables.store import StageStore
 
 LONG_POLL_SECONDS = 5.0
 

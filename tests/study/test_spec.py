@@ -316,6 +316,12 @@ class TestStorage:
         (tmp_path / "sweep.yaml").write_text(SWEEP, encoding="utf-8")
         assert read_spec(tmp_path / "sweep.yaml", ["storage=~/asr"]).storage == tmp_path / "asr"
 
+    def test_in_a_ray_job_it_must_be_absolute(self, errors: Errors, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")  # as `ray job submit` does
+        (error,) = errors("study: small", "storage: here\nstudy: small")
+        assert error.startswith("1:1: storage: must be absolute in a Ray job")
+        assert "got here" in error
+
     @pytest.mark.parametrize(
         "override", ["storage=~no-such-user/x", "trial.corpus={kind: folder, root: ~no-such-user/x}"]
     )

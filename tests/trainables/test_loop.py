@@ -16,7 +16,8 @@ import torch.multiprocessing as mp
 
 from tests.conftest import SMALL_MODEL, bl_just, pretrain_finetune, small_trial
 from trainables.loop import DivergedError, StageBusyError, run_stage
-from trainables.stage import Report, Stage, StageStore
+from trainables.stage import Report, Stage
+from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
 
 REGIMES = {"pretrain_finetune": pretrain_finetune, "bl_just": bl_just}
@@ -165,7 +166,7 @@ def test_training_needs_neither_ray_nor_mlflow_nor_optuna(small_corpus: Path, tm
 import sys
 from pathlib import Path
 from trainables.loop import run_stage
-from trainables.stage import StageStore
+from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
 trial = TrialConfig.model_validate({small_trial(small_corpus, pretrain_finetune(1))!r})
 for stage in stages_of(trial):

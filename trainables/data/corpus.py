@@ -98,11 +98,14 @@ def read_manifest(root: Path, *, prefix: str = "") -> list[Utterance]:
             utterances.append(replace(utterance, id=prefix + utterance.id))
     if not utterances:
         raise CorpusError(f"{manifest}: no usable utterance")
-    return utterances
+    return sorted(utterances, key=lambda u: u.id)  # equal hashes must mean equal batches, whatever the order of rows
 
 
 def _utterance(row: dict[str, str], root: Path, where: str) -> Utterance:
-    text = normalise(row["text"] or "")
+    for column in ("id", "path", "duration_seconds", "text"):
+        if not row[column]:
+            raise CorpusError(f"{where}: utterance {row['id']!r} has no {column}")
+    text = normalise(row["text"])
     if not text:
         raise CorpusError(f"{where}: utterance {row['id']!r} has no text")
     path = root / row["path"]
@@ -132,11 +135,11 @@ def _corpus(utterances: list[Utterance], more_unlabelled: list[Utterance], where
         if not part:
             raise CorpusError(f"{where}: the {split} split has no utterance; training needs train, dev and test")
     unlabelled = [*parts["train"], *(u for u in more_unlabelled if u.split == "train")]
-    return Corpus(**parts, unlabelled=_without_text(unlabelled))
+    return Corpus(**parts, unlabelled=_without_text(sorted(unlabelled, key=lambda u: u.id)))
 
 
 def read_prompts(config: PromptsConfig) -> Corpus:
-    languages = [language for language in config.more_unlabelled if language != config.language]
+    languages = set(config.more_unlabelled) - {config.language}
     more = [u for language in languages for u in read_manifest(PROMPTS / language, prefix=f"{language}/")]
     labelled = read_manifest(PROMPTS / config.language, prefix=f"{config.language}/")
     return _corpus(labelled, more, str(PROMPTS / config.language))

@@ -9,8 +9,8 @@ BLANK = 0
 
 
 def normalise(text: str) -> str:
-    """Unicode NFC, lower case, single spaces: `"  Agente  Conectado "` becomes `"agente conectado"`."""
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+    """Lower case, Unicode NFC, single spaces: `"  Agente  Conectado "` becomes `"agente conectado"`."""
+    return " ".join(unicodedata.normalize("NFC", text.lower()).split())
 
 
 class Characters:

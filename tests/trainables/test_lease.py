@@ -1,0 +1,139 @@
+"""Leases, with real processes that die."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainables.lease import Lease, LeaseLostError
+from trainables.store import write_atomically
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """True as soon as the condition holds; False after a time that only a broken program needs."""
+    deadline = time.monotonic() + 15
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+# Identity
+
+
+FOREIGN = "another-host.invalid 1 1 abc"
+
+
+def test_a_held_lease_is_refused_to_a_second_holder_and_free_after_the_block(tmp_path: Path) -> None:
+    path = tmp_path / "stages" / "a.lease"
+    with Lease(path).hold() as first:
+        assert first is not None
+        with Lease(path).hold() as second:
+            assert second is None
+        assert Lease(path).held_by_another()
+        first.check()
+    assert not Lease(path).held_by_another()
+    with Lease(path).hold() as third:
+        assert third is not None
+    assert os.listdir(path.parent) == []
+
+
+def test_a_lease_is_free_after_a_block_that_raised(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), Lease(tmp_path / "a.lease").hold():
+        raise ZeroDivisionError
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lease_of_a_killed_process_can_be_taken_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.lease"
+    program = (
+        "import sys, time, pathlib, trainables.lease as s\n"
+        "with s.Lease(pathlib.Path(sys.argv[1])).hold() as lease:\n"
+        "    print('ready' if lease else 'refused', flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", program, path], stdout=subprocess.PIPE, text=True, cwd=root) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "ready\n"
+            observer = Lease(path)
+            assert observer.held_by_another()
+        finally:
+            holder.kill()
+    assert path.exists()
+    assert not observer.held_by_another()
+    with observer.hold() as lease:
+        assert lease is not None
+
+
+def test_a_later_process_with_the_number_of_a_dead_holder_does_not_keep_its_lease(tmp_path: Path) -> None:
+    path = tmp_path / "a.lease"
+    path.write_text(f"{socket.gethostname()} {os.getpid()} 1 abc")
+    assert not Lease(path).held_by_another()
+
+
+def test_an_old_foreign_lease_is_respected_at_first_sight_for_clocks_may_differ(tmp_path: Path) -> None:
+    path = tmp_path / "a.lease"
+    path.write_text(FOREIGN)
+    os.utime(path, (0, 0))
+    assert Lease(path).held_by_another()
+
+
+def test_a_foreign_lease_that_nobody_touches_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lease, "STALE_SECONDS", 0.2)
+    path = tmp_path / "a.lease"
+    path.write_text(FOREIGN)
+    observer = Lease(path)
+    assert observer.held_by_another()
+    assert eventually(lambda: not observer.held_by_another())
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_foreign_lease_that_is_being_touched_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lease, "STALE_SECONDS", 0.2)
+    path = tmp_path / "a.lease"
+    path.write_text(FOREIGN)
+    observer = Lease(path)
+    for beat in range(10):  # longer than STALE_SECONDS in all
+        os.utime(path, (beat, beat))
+        assert observer.held_by_another()
+        time.sleep(0.05)
+    assert path.read_text() == FOREIGN
+
+
+def test_a_holder_touches_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lease, "HEARTBEAT_SECONDS", 0.01)
+    path = tmp_path / "a.lease"
+    with Lease(path).hold():
+        os.utime(path, (0, 0))
+        assert eventually(lambda: path.stat().st_mtime > 0)
+
+
+def test_a_holder_whose_lease_was_taken_over_is_told_and_leaves_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lease, "HEARTBEAT_SECONDS", 0.01)
+    path = tmp_path / "a.lease"
+
+    def lost(lease: Lease) -> bool:
+        try:
+            lease.check()
+        except LeaseLostError:
+            return True
+        return False
+
+    with Lease(path).hold() as lease:
+        assert lease is not None
+        assert not lost(lease)
+        write_atomically(path, FOREIGN.encode())
+        assert eventually(lambda: lost(lease))
+    assert path.read_text() == FOREIGN

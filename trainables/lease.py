@@ -1,0 +1,124 @@
+"""The right to run a stage, held by one worker group at a time, on storage that every node sees."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class LeaseLostError(RuntimeError):
+    """Another worker took over the stage, because this one seemed dead."""
+
+
+class Lease:
+    """The right to run a stage: a file that its holder touches every few seconds.
+
+    A holder is dead when its process is gone (seen from its own machine), or when the file has not been touched for
+    `STALE_SECONDS` of the observer's own clock (seen from anywhere; clocks are never compared).
+    """
+
+    HEARTBEAT_SECONDS = 5.0
+    STALE_SECONDS = 45.0
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: tuple[str, int] | None = None
+        self._seen_at = 0.0
+
+    @contextmanager
+    def hold(self) -> Iterator[Lease | None]:
+        """Hold the lease, or yield None at once when another holds it."""
+        holder = f"{socket.gethostname()} {os.getpid()} {_process_start(os.getpid())} {uuid.uuid4().hex}"
+        if not self._create(holder):
+            yield None
+            return
+        self.holder, self.lost, stop = holder, False, threading.Event()
+        beat = threading.Thread(target=self._beat, args=(stop,), daemon=True, name="lease-heartbeat")
+        beat.start()
+        try:
+            yield self
+        finally:
+            stop.set()
+            beat.join()
+            if self._read() == holder:
+                self.path.unlink(missing_ok=True)
+
+    def held_by_another(self) -> bool:
+        """True while a live holder has the lease. A dead holder's lease is removed. Ask repeatedly."""
+        holder = self._read()
+        if holder is None:
+            return False
+        try:
+            seen = (holder, self.path.stat().st_mtime_ns)
+        except FileNotFoundError:
+            return False
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, time.monotonic()
+        if _process_is_gone(holder) or time.monotonic() - self._seen_at > self.STALE_SECONDS:
+            self._break(holder)
+            return False
+        return True
+
+    def check(self) -> None:
+        """Raise LeaseLostError when the lease that this process holds has been taken over."""
+        if self.lost:
+            raise LeaseLostError(f"the lease of {self.path.stem} was taken over by another worker")
+
+    def _create(self, holder: str) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
+        beside.write_text(holder)
+        try:
+            os.link(beside, self.path)  # unlike rename, fails when the lease exists, and shows it only when complete
+        except FileExistsError:
+            return False
+        finally:
+            beside.unlink()
+        return True
+
+    def _read(self) -> str | None:
+        try:
+            return self.path.read_text()
+        except FileNotFoundError:
+            return None
+
+    def _beat(self, stop: threading.Event) -> None:
+        while not stop.wait(self.HEARTBEAT_SECONDS):
+            with contextlib.suppress(OSError):  # shared storage may fail for a moment: the next beat tries again
+                if self._read() != self.holder:
+                    self.lost = True
+                    return
+                os.utime(self.path)
+
+    def _break(self, holder: str) -> None:
+        """Remove the dead holder's lease; renaming first lets only one of several observers do it."""
+        away = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            self.path.rename(away)
+        except FileNotFoundError:
+            return
+        if away.read_text() != holder:  # a live holder came in between: give it back
+            with contextlib.suppress(FileExistsError):
+                os.link(away, self.path)
+        away.unlink()
+
+
+def _process_start(pid: int) -> str:
+    """Start time in clock ticks since boot, which tells a process from a later one with the same number."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return "dead" if fields[0] == "Z" else fields[19]  # a zombie holds nothing
+    except (OSError, IndexError):
+        return "?"
+
+
+def _process_is_gone(holder: str) -> bool:
+    host, pid, start, _ = holder.split(" ")
+    return host == socket.gethostname() and start != "?" and _process_start(int(pid)) != start
