@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
@@ -126,8 +126,17 @@ def grid_points(space: Space) -> list[Point]:
 
 def finite_points(space: Space) -> Iterator[Point]:
     """Every combination of finite parameters, each once. Parameters whose conditions do not hold are absent."""
+    return _points(space, {path: distribution.values() or () for path, distribution in space.items()})
+
+
+def probe_points(space: Space) -> Iterator[Point]:
+    """Every combination of the values that stand for each parameter (`probes`), each once."""
+    return _points(space, {path: distribution.probes() for path, distribution in space.items()})
+
+
+def _points(space: Space, choices: Mapping[str, Sequence[Value]]) -> Iterator[Point]:
     seen: set[tuple[tuple[str, Value], ...]] = set()
-    for values in itertools.product(*(distribution.values() or () for distribution in space.values())):
+    for values in itertools.product(*choices.values()):
         point: Point = {}
         for (path, distribution), value in zip(space.items(), values, strict=True):
             if distribution.active(point):
@@ -136,6 +145,15 @@ def finite_points(space: Space) -> Iterator[Point]:
         if key not in seen:
             seen.add(key)
             yield point
+
+
+def with_conditions(space: Space, paths: Collection[str]) -> Space:
+    """The part of the space with these paths and all that their conditions, and those conditions' own, refer to."""
+    wanted = set(paths)
+    for path in reversed(space):  # a condition refers to what is listed before it
+        if path in wanted:
+            wanted |= set(space[path].when)
+    return {path: distribution for path, distribution in space.items() if path in wanted}
 
 
 def size(space: Space) -> float:

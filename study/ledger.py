@@ -6,7 +6,10 @@ transaction and keyed, so that doing it twice changes nothing.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +149,11 @@ class Ledger:
         self._engine = sa.create_engine(url)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
-        _metadata.create_all(self._engine)
         with self._engine.begin() as db:
+            for (
+                table
+            ) in _metadata.sorted_tables:  # not `create_all`: it looks first, and two processes may look at once
+                db.execute(sa.schema.CreateTable(table, if_not_exists=True))
             version = db.scalar(sa.select(_schema.c.version))
             if version is None:
                 db.execute(self._insert_once(_schema).values(version=SCHEMA_VERSION))
@@ -156,8 +162,16 @@ class Ledger:
 
     @classmethod
     def in_folder(cls, storage: Path) -> Ledger:
+        """The ledger of a storage folder. Several processes may open a new one at the same time."""
         storage.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{storage / 'ledger.db'}")
+        path = storage / "ledger.db"
+        if not path.exists():  # made beside, and put in its place when complete
+            beside = storage / f".ledger-{uuid.uuid4().hex[:8]}.db"
+            cls(f"sqlite:///{beside}").close()
+            with contextlib.suppress(FileExistsError):
+                os.link(beside, path)
+            beside.unlink()
+        return cls(f"sqlite:///{path}")
 
     def close(self) -> None:
         self._engine.dispose()
@@ -332,8 +346,8 @@ class Ledger:
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
     cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout=30000")  # first: the next one waits for other processes too
     cursor.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not block each other
     cursor.execute("PRAGMA synchronous=NORMAL")  # a crash of the machine may lose the last moment, never consistency
-    cursor.execute("PRAGMA busy_timeout=30000")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()

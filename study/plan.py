@@ -5,17 +5,31 @@ Needs neither Ray nor torch.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from search_spaces.space import Point, finite_points, grid_points, sampled, size
+from search_spaces.space import (
+    Grid,
+    Point,
+    Value,
+    finite_points,
+    grid_points,
+    probe_points,
+    sampled,
+    size,
+    with_conditions,
+)
 from study.spec import StudySpec
 from trainables.stage import Stage
 from trainables.trial import stages_of
 
-# A stage that depends on more combinations of finite parameters than this is counted by their number alone.
+# The number of values of parameters that decide a stage, up to which every possible stage is looked at.
 MAX_ENUMERATED = 2_000
+
+Stages = dict[str, Stage]  # by fingerprint
 
 
 @dataclass(frozen=True)
@@ -28,10 +42,6 @@ class StageCount:
     distinct_steps: int
     requested_audio_hours: float
     distinct_audio_hours: float
-
-    def __add__(self, other: StageCount) -> StageCount:
-        ours, theirs = vars(self), vars(other)
-        return StageCount(**{name: ours[name] + theirs[name] for name in ours})
 
 
 @dataclass(frozen=True)
@@ -57,83 +67,116 @@ class Plan:
 
 
 @dataclass
-class _Use:
-    """How the trials of one arm use one of its stages."""
+class _Tally:
+    """The stages of one kind that trials ask for. Where lengths differ, the longest that are possible count."""
 
-    requested: int
-    distinct: int
-    fingerprints: set[str]  # all that are possible, where they can be enumerated and all of them may run
-    steps: int
-    audio_hours: float
+    requested: list[Stage] = field(default_factory=list)
+    known: Stages = field(default_factory=dict)  # each of these is trained
+    others: list[Stage] = field(default_factory=list)  # one for each further stage, standing for its length
+
+    def ask(self, trials: int, candidates: Stages, most: int) -> None:
+        """`trials` ask for one of the candidates each; at most `most` different ones are trained."""
+        longest = sorted(candidates.values(), key=audio_hours, reverse=True)
+        self.requested += [longest[0]] * trials
+        if len(candidates) <= most:
+            self.known |= candidates
+        else:
+            self.others += longest[:most]
+
+    def ask_open(self, trials: int, candidates: Stages) -> None:
+        """`trials` ask for a stage each, all different; the candidates are examples of them."""
+        longest = max(candidates.values(), key=audio_hours)
+        self.requested += [longest] * trials
+        self.others += [longest] * trials
+
+    def count(self) -> StageCount:
+        distinct = [*self.known.values(), *self.others]
+        return StageCount(
+            requested=len(self.requested),
+            distinct=len(distinct),
+            requested_steps=sum(stage.steps for stage in self.requested),
+            distinct_steps=sum(stage.steps for stage in distinct),
+            requested_audio_hours=math.fsum(map(audio_hours, self.requested)),
+            distinct_audio_hours=math.fsum(map(audio_hours, distinct)),
+        )
 
 
 def make_plan(spec: StudySpec) -> Plan:
-    plan = Plan()
-    seen: set[str] = set()  # a stage that two arms ask for is trained once
+    """What the study will run at most. A stage that several trials or arms ask for is trained once."""
+    plan, tallies = Plan(), dict[str, _Tally]()
     for arm in spec.arms:
-        uses = _uses(spec, arm)
-        plan.arms[arm] = ArmPlan(search_trials(spec, arm), _replications(spec, arm), tuple(kind for kind, _ in uses))
-        for kind, use in uses:
-            distinct = use.distinct - len(use.fingerprints & seen)
-            seen |= use.fingerprints
-            count = StageCount(
-                requested=use.requested,
-                distinct=distinct,
-                requested_steps=use.requested * use.steps,
-                distinct_steps=distinct * use.steps,
-                requested_audio_hours=use.requested * use.audio_hours,
-                distinct_audio_hours=distinct * use.audio_hours,
-            )
-            plan.stages[kind] = plan.stages[kind] + count if kind in plan.stages else count
+        stages = _stages(spec, arm, {})
+        plan.arms[arm] = ArmPlan(search_trials(spec, arm), _replications(spec, arm), tuple(s.kind for s in stages))
+        for index, stage in enumerate(stages):
+            _tally_stage(tallies.setdefault(stage.kind, _Tally()), spec, arm, index)
+    plan.stages = {kind: tally.count() for kind, tally in tallies.items()}
     return plan
 
 
 def search_trials(spec: StudySpec, arm: str) -> int:
     """Trials of the arm's search: for each combination of its grid, `search.trials` samples of what is not a grid."""
-    space = spec.arms[arm].space
-    samples = spec.search.trials if sampled(space) else 1
-    return len(grid_points(space)) * samples
+    return len(grid_points(spec.arms[arm].space)) * _samples(spec, arm)
+
+
+def fresh_seeds(spec: StudySpec, arm: str) -> range:
+    """The seeds of the arm's replications: none that its search uses."""
+    searched = spec.arms[arm].space.get("seed")
+    seeds = [spec.trial_config(arm).seed, *(int(value) for value in (searched.probes() if searched else ()))]
+    return range(max(seeds) + 1, max(seeds) + 1 + spec.replication.seeds)
+
+
+def _samples(spec: StudySpec, arm: str) -> int:
+    return spec.search.trials if sampled(spec.arms[arm].space) else 1
+
+
+def _replicated(spec: StudySpec, arm: str) -> int:
+    return min(spec.replication.top, search_trials(spec, arm))
 
 
 def _replications(spec: StudySpec, arm: str) -> int:
-    return min(spec.replication.top, search_trials(spec, arm)) * spec.replication.seeds
+    return _replicated(spec, arm) * spec.replication.seeds
 
 
-def _uses(spec: StudySpec, arm: str) -> list[tuple[str, _Use]]:
-    """Each stage of the arm, in order, with the number of times it is requested and the number trained at most."""
+def _tally_stage(tally: _Tally, spec: StudySpec, arm: str, index: int) -> None:
+    """Add the stage number `index` of every trial of the arm."""
     space = spec.arms[arm].space
-    searched, replications = search_trials(spec, arm), _replications(spec, arm)
-    base = _stages(spec, arm, {})
-    fresh = _stages(spec, arm, {}, seed=_fresh_seed(spec, arm))
-    uses: list[tuple[str, _Use]] = []
-    for index, stage in enumerate(base):
-        deciding = {path: d for path, d in space.items() if _decides(spec, arm, path, index)}
-        if size(deciding) <= MAX_ENUMERATED:
-            fingerprints = {_stages(spec, arm, point)[index].fingerprint() for point in finite_points(deciding)}
-            most = min(searched, len(fingerprints))
+    deciding = with_conditions(space, [path for path in space if _decides(spec, arm, path, index)])
+    is_open = size(deciding) > MAX_ENUMERATED
+    points = list(itertools.islice(probe_points(deciding) if is_open else finite_points(deciding), MAX_ENUMERATED))
+
+    def possible(grid: Point, seed: int | None = None) -> Stages:
+        """The stages that trials with these values of the deciding grids may ask for."""
+        matching = [point for point in points if grid.items() <= point.items()]
+        stages = [_stages(spec, arm, point, seed)[index] for point in matching]
+        return {stage.fingerprint(): stage for stage in stages}
+
+    grids = [path for path, distribution in deciding.items() if isinstance(distribution, Grid)]
+    trials = Counter[tuple[tuple[str, Value], ...]]()  # of each combination of the grids that decide the stage
+    for grid_point in grid_points(space):
+        trials[tuple((path, grid_point[path]) for path in grids if path in grid_point)] += _samples(spec, arm)
+    searched: Stages = {}
+    for grid, number in trials.items():
+        candidates = possible(dict(grid))
+        searched |= candidates
+        if is_open:
+            tally.ask_open(number, candidates)
         else:
-            fingerprints, most = set(), searched
-        varies_with_seed = fresh[index].fingerprint() != stage.fingerprint()
-        distinct = most + (replications if varies_with_seed else 0)
-        use = _Use(
-            searched + replications,
-            distinct,
-            fingerprints if most == len(fingerprints) else set(),
-            stage.steps,
-            audio_hours(stage),
-        )
-        uses.append((stage.kind, use))
-    return uses
+            tally.ask(number, candidates, min(number, len(candidates)))
+
+    for seed in fresh_seeds(spec, arm):
+        candidates, number = possible({}, seed), _replicated(spec, arm)
+        if candidates.keys() <= searched.keys():  # the stage has a seed of its own: it is there from the search
+            tally.ask(number, candidates, 0 if is_open else len(candidates))
+        elif is_open:
+            tally.ask_open(number, candidates)
+        else:
+            tally.ask(number, candidates, min(number, len(candidates)))
 
 
 def _decides(spec: StudySpec, arm: str, path: str, index: int) -> bool:
     """Whether the parameter can change the stage number `index` of the arm's trials."""
-    probes = spec.arms[arm].space[path].probes()
-    return len({_stages(spec, arm, {path: value})[index].fingerprint() for value in probes}) > 1
-
-
-def _fresh_seed(spec: StudySpec, arm: str) -> int:
-    return spec.trial_config(arm).seed + 1
+    values = [{}, *({path: value} for value in spec.arms[arm].space[path].probes())]
+    return len({_stages(spec, arm, point)[index].fingerprint() for point in values}) > 1
 
 
 def _stages(spec: StudySpec, arm: str, point: Point, seed: int | None = None) -> Sequence[Stage]:

@@ -14,7 +14,7 @@ from ray.tune.search import Searcher
 
 from search_spaces.space import Categorical, IntUniform, LogUniform, Point, Space, Uniform, grid_points, sampled
 from study.ledger import Ledger, Origin, Trial
-from study.plan import search_trials
+from study.plan import fresh_seeds, search_trials
 from study.spec import StudySpec, TpeSampler
 from trainables.data.seeds import fold
 from trainables.trial import TrialConfig, stages_of
@@ -142,7 +142,7 @@ class StudySearcher(Searcher):  # type: ignore[misc]  # Ray has no types
                 continue
             best = self.ledger.ranked(searches, self.spec.search.metric)
             for trial in best[: self.spec.replication.top]:
-                for seed in range(trial.seed + 1, trial.seed + 1 + self.spec.replication.seeds):
+                for seed in fresh_seeds(self.spec, arm):
                     name = f"{trial.trial}-seed{seed}"
                     if name not in known:
                         config = self.spec.trial_config(arm, trial.point, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from cluster.ray_job import inside_ray_job
-from search_spaces.space import Point, Space, condition_errors
+from search_spaces.space import Point, Space, condition_errors, probe_points
 from study.sweep_file import Location, SweepError, SweepFile, did_you_mean, explain, read_sweep_file
 from trainables.config import Config
 from trainables.data.corpus import CorpusError
@@ -18,6 +19,9 @@ from trainables.trial import TrialConfig, corpus_of
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Metric = Literal["dev_wer", "dev_cer"]
+
+# Combinations of values that are checked before a study starts; each takes about a millisecond.
+MAX_COMBINATIONS = 2_000
 
 
 class TpeSampler(Config):
@@ -98,12 +102,16 @@ class StudySpec(Config):
 
     def trial_config(self, arm: str, point: Point | None = None, seed: int | None = None) -> TrialConfig:
         """The resolved configuration of an arm at a point of its space. Raises pydantic's ValidationError."""
-        merged = merge(self.trial, self.arms[arm].trial)
-        for path, value in (point or {}).items():
-            merged = merge(merged, nested(path, value))
-        if seed is not None:
-            merged = merge(merged, {"seed": seed})
-        return TrialConfig.model_validate(merged)
+        base = TrialConfig.model_validate(merge(self.trial, self.arms[arm].trial))
+        return at_point(base, {**(point or {}), **({} if seed is None else {"seed": seed})})
+
+
+def at_point(base: TrialConfig, point: Point) -> TrialConfig:
+    """The trial with the values of the point in place of its own. Raises pydantic's ValidationError."""
+    tree = base.model_dump(mode="json")
+    for path, value in point.items():
+        tree = merge(tree, nested(path, value))
+    return TrialConfig.model_validate(tree) if point else base
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,17 +141,21 @@ def read_spec(path: Path, overrides: Iterable[str] = ()) -> StudySpec:
         spec = StudySpec.model_validate(file.data)
     except ValidationError as error:
         found += explain(error, StudySpec)
-    found += _arm_errors(file, spec)
-    if found:
+    found += _arm_errors(file)
+    storage = Path()
+    try:
+        storage = spec.storage.expanduser() if spec else storage
+    except RuntimeError as error:
+        found.append((("storage",), str(error)))
+    if spec and inside_ray_job() and not storage.is_absolute():
+        message = f"must be absolute in a Ray job, whose working directory is a copy that goes away, got {storage}"
+        found.append((("storage",), message))
+    if found or not spec:
         raise SweepError(list(dict.fromkeys(file.error(location, message) for location, message in found)))
-    assert spec is not None
-    if inside_ray_job() and not spec.storage.expanduser().is_absolute():
-        message = f"must be absolute in a Ray job, whose working directory is a copy that goes away, got {spec.storage}"
-        raise SweepError([file.error(("storage",), message)])
-    return spec.with_(storage=spec.storage.expanduser().absolute())
+    return spec.with_(storage=storage.absolute())
 
 
-def _arm_errors(file: SweepFile, spec: StudySpec | None) -> Iterator[tuple[Location, str]]:
+def _arm_errors(file: SweepFile) -> Iterator[tuple[Location, str]]:
     """Errors in what the arms set and search. Works on the raw data, so that they show beside other errors."""
     arms = file.data.get("arms")
     shared = file.data.get("trial") or {}
@@ -157,12 +169,21 @@ def _arm_errors(file: SweepFile, spec: StudySpec | None) -> Iterator[tuple[Locat
             for location, message in explain(error, TrialConfig):
                 yield _where(file, name, location), message
             continue
+        if (problem := _corpus_problem(trial)) is not None:
+            yield _where(file, name, ("corpus",)), problem
         try:
-            corpus_of(trial.corpus)
-        except CorpusError as error:
-            yield _where(file, name, ("corpus",)), str(error)
-        if spec:
-            yield from _space_errors(spec, name, trial)
+            space = ArmSpec.model_validate(arm).space
+        except ValidationError:
+            continue  # explained with the rest of the file
+        yield from _space_errors(space, ("arms", name, "space"), trial)
+
+
+def _corpus_problem(trial: TrialConfig) -> str | None:
+    try:
+        corpus_of(trial.corpus)
+    except CorpusError as error:
+        return str(error)
+    return None
 
 
 def _where(file: SweepFile, arm: str, location: Location) -> Location:
@@ -177,21 +198,31 @@ def _where(file: SweepFile, arm: str, location: Location) -> Location:
     return own
 
 
-def _space_errors(spec: StudySpec, arm: str, trial: TrialConfig) -> Iterator[tuple[Location, str]]:
-    space = spec.arms[arm].space
+def _space_errors(space: Space, where: Location, trial: TrialConfig) -> Iterator[tuple[Location, str]]:
+    """Paths that the trial does not have, and values that it cannot take, alone or together."""
     known = list(_paths(trial.model_dump(mode="json")))
-    for path, message in condition_errors(space):
-        yield ("arms", arm, "space", path), message
+    errors = [((*where, path), message) for path, message in condition_errors(space)]
     for path, distribution in space.items():
-        location: Location = ("arms", arm, "space", path)
         if path not in known:
-            yield location, f"the trial of this arm has no {path!r}{did_you_mean(path, known)}"
+            errors.append(((*where, path), f"the trial of this arm has no {path!r}{did_you_mean(path, known)}"))
             continue
         for value in distribution.probes():
-            try:
-                spec.trial_config(arm, {path: value})
-            except ValidationError as error:
-                yield location, f"{value!r} is not possible: {'; '.join(m for _, m in explain(error, TrialConfig))}"
+            if (problem := _point_problem(trial, {path: value})) is not None:
+                errors.append(((*where, path), f"{value!r} is not possible: {problem}"))
+    yield from errors
+    for point in itertools.islice(probe_points(space), MAX_COMBINATIONS) if not errors else ():
+        if (problem := _point_problem(trial, point)) is not None:
+            shown = ", ".join(f"{path}={value}" for path, value in point.items())
+            yield where, f"{shown} is not possible: {problem}"
+            return
+
+
+def _point_problem(trial: TrialConfig, point: Point) -> str | None:
+    try:
+        changed = at_point(trial, point)
+        return _corpus_problem(changed) if changed.corpus != trial.corpus else None
+    except ValidationError as error:
+        return "; ".join(message for _, message in explain(error, TrialConfig))
 
 
 def _paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -46,16 +46,32 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$"),
     list("-+.0123456789"),
 )
-_Loader.yaml_constructors = {
-    **yaml.SafeLoader.yaml_constructors,
-    "tag:yaml.org,2002:int": lambda _, node: int(node.value),
-    "tag:yaml.org,2002:float": lambda _, node: float(node.value),
+_TAG = "tag:yaml.org,2002:"
+_Loader.yaml_constructors = {  # nothing but what JSON has: no dates, sets or binary data
+    _TAG + "str": lambda _, node: node.value,
+    _TAG + "int": lambda _, node: int(node.value),
+    _TAG + "float": lambda _, node: float(node.value),
+    _TAG + "bool": lambda _, node: {"true": True, "false": False}[node.value.lower()],
+    _TAG + "null": lambda _, node: None,
+    None: yaml.SafeLoader.construct_undefined,
 }
+_MALFORMED = (yaml.YAMLError, ValueError, KeyError, RecursionError)  # what reading text that is not a sweep can raise
 
 
-def parse_value(text: str) -> Any:
-    """A value as it would be read in a sweep file: `"4"` is 4, `"[1, 2]"` a list."""
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  (a SafeLoader with other scalars)
+def parse_value(
+    text: str, name: str = "", places: dict[Location, str] | None = None, errors: list[str] | None = None
+) -> Any:
+    """The value that YAML text stands for: `"4"` is 4, `"[1, 2]"` a list. Raises one of `_MALFORMED`.
+
+    Adds the place of every part to `places`, and what is wrong in a mapping to `errors`.
+    """
+    places, errors = {} if places is None else places, [] if errors is None else errors
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return _construct(loader, node, (), name, places, errors) if node else None
+    finally:
+        loader.dispose()
 
 
 @dataclass(frozen=True)
@@ -89,14 +105,10 @@ def read_sweep_file(path: Path, overrides: Iterable[str] = ()) -> SweepFile:
         raise SweepError([f"{path}: cannot be read: {error}"]) from error
     places: dict[Location, str] = {}
     errors: list[str] = []
-    loader = _Loader(text)
     try:
-        node = loader.get_single_node()
-        data = _construct(loader, node, (), str(path), places, errors) if node else None
-    except yaml.YAMLError as error:
+        data = parse_value(text, str(path), places, errors)
+    except _MALFORMED as error:
         raise SweepError([_yaml_error(str(path), error)]) from error
-    finally:
-        loader.dispose()
     if not isinstance(data, dict):
         raise SweepError(
             [*errors, f"{path}:1:1: a sweep file is a mapping with at least `study`, `question` and `arms`"]
@@ -132,10 +144,17 @@ def _construct(
     return mapping
 
 
-def _yaml_error(name: str, error: yaml.YAMLError) -> str:
+def _yaml_error(name: str, error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
     place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-    return f"{place}: not valid YAML: {getattr(error, 'problem', None) or error}"
+    return f"{place}: not valid YAML: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    """Why text cannot be read, on one line."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    return " ".join(str(getattr(error, "problem", None) or error).split())
 
 
 def _apply(override: str, data: dict[str, Any], places: dict[Location, str], errors: list[str]) -> None:
@@ -162,9 +181,9 @@ def _apply(override: str, data: dict[str, Any], places: dict[Location, str], err
             errors.append(f"{place}: {'.'.join(location)} is not a mapping and has no {rest!r}")
             return
     try:
-        target[key] = parse_value(text)
-    except yaml.YAMLError as error:
-        errors.append(f"{place}: {text!r} is not valid YAML: {getattr(error, 'problem', error)}")
+        target[key] = parse_value(text, place, errors=errors)
+    except _MALFORMED as error:
+        errors.append(f"{place}: {text!r} is not valid YAML: {_reason(error)}")
         return
     for known in [known for known in places if known[: len(location)] == tuple(location)]:
         del places[known]
@@ -204,33 +223,47 @@ def explain(error: ValidationError, model: type[BaseModel]) -> list[tuple[Locati
     return explained
 
 
-def _submodels(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+def _variants(annotation: Any) -> list[Any]:
+    """The members of a union, or of what `Annotated` wraps."""
+    if isinstance(annotation, type) or typing.get_origin(annotation) in (dict, list, tuple):
         return [annotation]
-    return [model for argument in typing.get_args(annotation) for model in _submodels(argument)]
+    return [variant for argument in typing.get_args(annotation) for variant in _variants(argument)]
 
 
-def _step(models: list[type[BaseModel]], part: str | int) -> tuple[list[type[BaseModel]], bool]:
-    """The models one part of a pydantic location further, and whether the part also stands in the file."""
-    fields = [model.model_fields[part] for model in models if isinstance(part, str) and part in model.model_fields]
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def _step(annotations: list[Any], part: str | int) -> tuple[list[Any], bool]:
+    """The types one part of a pydantic location further, and whether the part also stands in the file.
+
+    The tag of a union is a part of pydantic's location that the file does not have.
+    """
+    models = [a for a in annotations if _is_model(a)]
+    fields = [m.model_fields[part] for m in models if isinstance(part, str) and part in m.model_fields]
     if fields:
-        return [sub for field in fields for sub in _submodels(field.annotation)], True
+        return [variant for field in fields for variant in _variants(field.annotation)], True
     tagged = [m for m in models if "kind" in m.model_fields and m.model_fields["kind"].default == part]
-    return (tagged, False) if tagged else (models, True)
+    if tagged:
+        return tagged, False
+    containers = [a for a in annotations if typing.get_origin(a) in (dict, list, tuple)]
+    elements = [typing.get_args(a)[-1 if typing.get_origin(a) is dict else 0] for a in containers]
+    return [variant for element in elements for variant in _variants(element)], True
 
 
 def _models_at(model: type[BaseModel], location: Sequence[str | int]) -> list[type[BaseModel]]:
-    models = [model]
+    annotations: list[Any] = [model]
     for part in location:
-        models, _ = _step(models, part)
-    return models
+        annotations, _ = _step(annotations, part)
+    return [annotation for annotation in annotations if _is_model(annotation)]
 
 
 def _in_file(model: type[BaseModel], location: Sequence[str | int]) -> Location:
-    """pydantic's location without the tags of unions, which the file does not have."""
-    models, in_file = [model], []
+    """pydantic's location without the tags of unions."""
+    annotations: list[Any] = [model]
+    in_file: list[str | int] = []
     for part in location:
-        models, stands = _step(models, part)
+        annotations, stands = _step(annotations, part)
         if stands:
             in_file.append(part)
     return tuple(in_file)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Config(BaseModel):
     """Frozen and closed: an unknown key is an error, never silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def with_(self, **changes: Any) -> Self:
         """A copy with the given fields replaced, validated again (`model_copy` does not validate)."""

@@ -91,8 +91,8 @@ def dev_curve(values: Mapping[int, float], *, seconds_a_step: float = 1.0) -> li
 
 
 def crossing_at(step: float) -> dict[int, float]:
-    """A dev CER that comes down from 90 % through 50 %, in a straight line, at this step in (10, 30)."""
-    return {10: 0.9, 30: 0.9 - 0.4 * 20 / (step - 10)} if step > 20 else {10: 0.9, 30: 0.1 - 0.04 * (20 - step)}
+    """A dev CER of 90 % at step 10 that comes down to 50 % at this step, in [19, 30], in a straight line to step 30."""
+    return {10: 0.9, 30: 0.9 - 0.4 * 20 / (step - 10)}
 
 
 def add_trial(

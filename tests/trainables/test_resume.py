@@ -9,14 +9,15 @@ import pytest
 import torch
 
 from tests.conftest import SMALL_MODEL, bl_just, pretrain_finetune, small_trial, spanish_rows, write_corpus
-from tests.trainables.builders import corpus_of
+from tests.trainables.builders import characters_of, corpus_of
 from tests.trainables.test_loop import InterruptedTrainingError, run, weights, without_times
 from trainables.data.batches import Stream
 from trainables.data.seeds import fold
 from trainables.loop import DivergedError, build_model, run_stage
 from trainables.losses.config import Part
 from trainables.models.acoustic import count_parameters
-from trainables.stage import OptimiserConfig, Report, Stage, StageStore
+from trainables.stage import OptimiserConfig, Report, Stage
+from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
 
 
@@ -96,6 +97,16 @@ def test_without_time_for_a_checkpoint_none_is_written_and_training_starts_again
     assert after[0].reported_at > before[-1].reported_at
 
 
+def test_a_folder_without_its_done_mark_is_no_obstacle(small_corpus: Path, tmp_path: Path) -> None:
+    """What an interrupted deletion or copy leaves."""
+    stage, store = supervised(small_corpus, 1), StageStore(tmp_path)
+    store.folder(stage).mkdir(parents=True)
+    (store.folder(stage) / "backbone.safetensors").write_bytes(b"half a fi")
+    run(stage, store)
+    assert store.result(stage)
+    assert weights(stage, store)
+
+
 def test_after_divergence_the_checkpoint_holds_finite_weights(small_corpus: Path, tmp_path: Path) -> None:
     stage, store = supervised(small_corpus, 20, learning_rate=1e30), StageStore(tmp_path)
     with pytest.raises(DivergedError):
@@ -123,7 +134,7 @@ def test_pretraining_is_blind_to_the_transcripts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("regime", "taken_over", "fresh"),
-    [(pretrain_finetune(2), ("backbone",), ("ctc_head",)), (bl_just(2), ("backbone", "ctc_head"), ())],
+    [(pretrain_finetune(2), ("backbone",), ("ctc_head",)), (bl_just(4), ("backbone", "ctc_head"), ())],
     ids=["pretrain_finetune", "bl_just"],
 )
 def test_a_stage_starts_from_the_stored_parts_and_from_fresh_others(
@@ -133,7 +144,8 @@ def test_a_stage_starts_from_the_stored_parts_and_from_fresh_others(
     first, second = stages(small_corpus, regime)
     run(first, store)
     stored = weights(first, store)
-    started, untrained = build_model(second, store, 25), build_model(first, store, 25)
+    num_symbols = len(characters_of(corpus_of(small_corpus)))
+    started, untrained = build_model(second, store, num_symbols), build_model(first, store, num_symbols)
     for part in taken_over:
         for name, tensor in started.get_submodule(part).state_dict().items():
             assert torch.equal(tensor, stored[f"{part}.{name}"])
@@ -148,18 +160,17 @@ def test_a_stage_starts_from_the_stored_parts_and_from_fresh_others(
 
 @pytest.mark.parametrize("frozen", ["backbone", "ctc_head"])
 def test_each_part_is_trained_at_its_own_learning_rate(small_corpus: Path, tmp_path: Path, frozen: Part) -> None:
-    """A rate of 1e-30 changes no bit, weight decay included."""
+    """At a rate of 1e-30 nothing moves; 1e-25 is for weights that start at zero."""
     stage, store = supervised(small_corpus), StageStore(tmp_path)
     rates = {part: 1e-30 if part == frozen else 1e-3 for part in stage.parts}
     stage = stage.with_(phases=(stage.phases[0].with_(learning_rates=rates),))
-    model = build_model(
-        stage, store, num_symbols=len({c for u in corpus_of(small_corpus).train for c in u.text or ""}) + 1
-    )
+    model = build_model(stage, store, len(characters_of(corpus_of(small_corpus))))
     run(stage, store)
     trained = weights(stage, store)
     for part in stage.parts:
-        same = [torch.equal(p, trained[f"{part}.{name}"]) for name, p in model.get_submodule(part).named_parameters()]
-        assert all(same) if part == frozen else not any(same)
+        for name, parameter in model.get_submodule(part).named_parameters():
+            moved = (trained[f"{part}.{name}"] - parameter).abs().max().item()
+            assert moved < 1e-25 if part == frozen else moved > 1e-6, f"{part}.{name}"
 
 
 def test_the_first_update_moves_weights_by_the_scheduled_learning_rate(small_corpus: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from tests.trainables.test_resume import supervised
 from trainables.distributed import agree, gather, rank, sum_over_workers, world_size
 from trainables.loop import StageBusyError, run_stage
 from trainables.losses.terms import Term
-from trainables.stage import Report, Stage, StageStore
+from trainables.stage import Report, Stage
+from trainables.store import StageStore
 
 Seen = dict[str, Any]
 

@@ -81,24 +81,30 @@ def read_manifest(root: Path, *, prefix: str = "") -> list[Utterance]:
     manifest = root / "manifest.tsv"
     if not manifest.is_file():
         raise CorpusError(f"{manifest}: no such file; a corpus folder needs a manifest.tsv")
-    utterances: list[Utterance] = []
-    seen: set[str] = set()
-    with manifest.open(encoding="utf-8", newline="") as stream:
-        rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = {"id", "path", "duration_seconds", "text"} - set(rows.fieldnames or ())
-        if missing:
-            raise CorpusError(f"{manifest}:1: missing column(s) {', '.join(sorted(missing))}")
-        for row in rows:
-            if row.get("has_digits") == "1":
-                continue
-            utterance = _utterance(row, root, f"{manifest}:{rows.line_num}")
-            if utterance.id in seen:
-                raise CorpusError(f"{manifest}:{rows.line_num}: id {utterance.id!r} occurs twice; ids must be unique")
-            seen.add(utterance.id)
-            utterances.append(replace(utterance, id=prefix + utterance.id))
+    try:
+        with manifest.open(encoding="utf-8", newline="") as stream:
+            utterances = _read_rows(stream, root, manifest, prefix)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"{manifest}: is not a tab-separated table in UTF-8: {error}") from error
     if not utterances:
         raise CorpusError(f"{manifest}: no usable utterance")
     return sorted(utterances, key=lambda u: u.id)  # equal hashes must mean equal batches, whatever the order of rows
+
+
+def _read_rows(stream: Iterable[str], root: Path, manifest: Path, prefix: str) -> list[Utterance]:
+    utterances: dict[str, Utterance] = {}
+    rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+    missing = {"id", "path", "duration_seconds", "text"} - set(rows.fieldnames or ())
+    if missing:
+        raise CorpusError(f"{manifest}:1: missing column(s) {', '.join(sorted(missing))}")
+    for row in rows:
+        if row.get("has_digits") == "1":
+            continue
+        utterance = _utterance(row, root, f"{manifest}:{rows.line_num}")
+        if utterance.id in utterances:
+            raise CorpusError(f"{manifest}:{rows.line_num}: id {utterance.id!r} occurs twice; ids must be unique")
+        utterances[utterance.id] = replace(utterance, id=prefix + utterance.id)
+    return list(utterances.values())
 
 
 def _utterance(row: dict[str, str], root: Path, where: str) -> Utterance:
@@ -146,7 +152,10 @@ def read_prompts(config: PromptsConfig) -> Corpus:
 
 
 def read_folder(config: FolderConfig) -> Corpus:
-    root = config.root.expanduser().absolute()
+    try:
+        root = config.root.expanduser().absolute()
+    except RuntimeError as error:
+        raise CorpusError(f"{config.root}: {error}") from error
     return _corpus(read_manifest(root), [], str(root))
 
 

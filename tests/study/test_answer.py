@@ -1,0 +1,265 @@
+"""From curves whose crossings are known to the sentence that answers the question."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from study.answer import answer, answer_as_dict, arm_result, metric_name
+from study.ledger import Ledger
+from study.spec import StudySpec
+from tests.study.builders import (
+    SECONDS_OF_AUDIO_A_STEP,
+    add_trial,
+    crossing_at,
+    dev_curve,
+    open_study,
+    pretrain_finetune,
+    report,
+    run_trial,
+    spec_of,
+    supervised,
+)
+
+NEVER = {10: 0.9, 30: 0.6}
+
+
+def replicate(
+    ledger: Ledger,
+    spec: StudySpec,
+    arm: str,
+    crossings: Sequence[float | None],
+    *,
+    number: int = 0,
+    first_seed: int = 1,
+    **cost: float,
+) -> None:
+    """A replication for each crossing, in steps; None: never."""
+    for seed, step in enumerate(crossings, start=first_seed):
+        curve = NEVER if step is None else crossing_at(step)
+        run_trial(
+            ledger, spec, arm, number, origin="replication", seed=seed, curve=curve, rate=1e-3 * (number + 1), **cost
+        )
+
+
+def welch(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Ratio of geometric means and its interval, by scipy."""
+    interval = scipy.stats.ttest_ind(np.log(ours), np.log(theirs), equal_var=False).confidence_interval(0.95)
+    ratio = scipy.stats.gmean(ours) / scipy.stats.gmean(theirs)
+    return float(ratio), float(np.exp(interval.low)), float(np.exp(interval.high))
+
+
+class TestSentences:
+    def test_a_significant_difference_says_who_is_faster_and_by_how_much(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [20, 21, 22], seconds_a_step=2.0)
+        replicate(ledger, spec, "fast", [20, 21, 22], seconds_a_step=0.5)
+        estimate, low, high = welch([10, 10.5, 11], [40, 42, 44])
+        assert estimate == pytest.approx(0.25)
+        assert answer(spec, ledger).sentences == [
+            "fast converges faster than slow: to a dev CER of 50%, pre-training included, fast needs 0.25x the "
+            f"accelerator time of slow (95 % interval {low:.2f}-{high:.2f}, 3 and 3 seeds)."
+        ]
+
+    def test_a_slower_arm_is_called_slower(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [20, 21, 22])
+        replicate(ledger, spec, "fast", [20, 21, 22], seconds_a_step=3.0)
+        (sentence,) = answer(spec, ledger).sentences
+        assert sentence.startswith("fast converges slower than slow: ")
+        assert "fast needs 3.00x the accelerator time of slow" in sentence
+
+    def test_an_interval_that_holds_one_is_no_difference(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [20, 23, 26])
+        replicate(ledger, spec, "fast", [19, 22, 26])
+        (sentence,) = answer(spec, ledger).sentences
+        estimate, low, high = welch([19, 22, 26], [20, 23, 26])
+        assert low < 1 < high
+        assert sentence.startswith("No significant difference between fast and slow: ")
+        assert f"fast needs {estimate:.2f}x" in sentence
+        assert f"(95 % interval {low:.2f}-{high:.2f}, 3 and 3 seeds)" in sentence
+
+    @pytest.mark.parametrize("arm", ["slow", "fast"])
+    def test_a_seed_that_does_not_reach_the_target_forbids_a_ratio(self, tmp_path: Path, arm: str) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        for name in ("slow", "fast"):
+            replicate(ledger, spec, name, [20, None, 22] if name == arm else [20, 21, 22])
+        found = answer(spec, ledger)
+        (sentence,) = found.sentences
+        assert sentence.startswith("No ratio can be given: ")
+        assert f"{arm} reached a dev CER of 50% with 2 of 3 seed(s); final dev CER" in sentence
+        assert "60.0%" in sentence
+        assert found.comparisons[0].ratios == {"step": None, "audio_seconds": None, "accelerator_seconds": None}
+
+    @pytest.mark.parametrize("missing", ["slow", "fast"])
+    def test_an_arm_without_a_finished_trial_forbids_an_answer(self, tmp_path: Path, missing: str) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        for arm in ("slow", "fast"):
+            statuses = ("failed", "unfinished") if arm == missing else ("finished", "finished")
+            for number, status in enumerate(statuses):
+                run_trial(ledger, spec, arm, number, curve=crossing_at(20), rate=1e-3 + number * 1e-4, status=status)  # type: ignore[arg-type]
+        assert answer(spec, ledger).sentences == [f"No answer: no trial of {missing} has finished."]
+
+    def test_a_study_that_has_just_begun_has_no_answer(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        assert answer(spec, open_study(spec)).sentences == ["No answer: no trial of slow has finished."]
+
+    def test_without_fresh_seeds_there_is_no_interval(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path, replication={"seeds": 0})
+        ledger = open_study(spec)
+        for arm, step in (("slow", 30), ("fast", 20)):
+            run_trial(ledger, spec, arm, 0, curve=crossing_at(step))
+            run_trial(ledger, spec, arm, 1, curve=NEVER, rate=2e-3)
+        found = answer(spec, ledger)
+        (sentence,) = found.sentences
+        assert sentence.startswith("No interval can be given: it needs two fresh seeds of each arm. ")
+        assert "slow reached a dev CER of 50% with 1 of 1 seed(s); final dev CER 50.0%." in sentence
+        assert "fast reached a dev CER of 50% with 1 of 1 seed(s); final dev CER 10.0%." in sentence
+        assert [arm.fresh_seeds for arm in found.arms] == [False, False]
+
+    def test_one_fresh_seed_is_not_enough(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [20, 21])
+        replicate(ledger, spec, "fast", [20])
+        assert answer(spec, ledger).sentences[0].startswith("No interval can be given: ")
+
+    def test_a_single_arm_is_described(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path, arms={"only": {"trial": supervised()}})
+        ledger = open_study(spec)
+        assert answer(spec, ledger).sentences == ["No trial of only has finished."]
+        replicate(ledger, spec, "only", [20, None])
+        assert answer(spec, ledger).sentences == [
+            "only reached a dev CER of 50% with 1 of 2 seed(s); final dev CER 10.0%, 60.0%."
+        ]
+
+    def test_every_other_arm_is_compared_with_the_first(self, tmp_path: Path) -> None:
+        arms = {name: {"trial": supervised(steps=steps)} for name, steps in (("a", 30), ("b", 31), ("c", 32))}
+        spec = spec_of(tmp_path, arms=arms)
+        ledger = open_study(spec)
+        for cost, name in enumerate(arms, start=1):
+            replicate(ledger, spec, name, [20, 21, 22], seconds_a_step=float(cost))
+        found = answer(spec, ledger)
+        assert [(c.arm.arm, c.baseline.arm) for c in found.comparisons] == [("b", "a"), ("c", "a")]
+        ratios = [c.ratios["accelerator_seconds"] for c in found.comparisons]
+        assert [ratio.estimate for ratio in ratios if ratio] == [pytest.approx(2.0), pytest.approx(3.0)]
+        assert len(found.sentences) == 2
+
+
+class TestArms:
+    def test_cost_on_every_axis(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [20, 25], seconds_a_step=2.0)
+        arm = arm_result(spec, ledger, "slow")
+        assert arm.spent["step"] == [pytest.approx(20), pytest.approx(25)]
+        assert arm.spent["audio_seconds"] == [pytest.approx(s * SECONDS_OF_AUDIO_A_STEP) for s in (20, 25)]
+        assert arm.spent["accelerator_seconds"] == [pytest.approx(40), pytest.approx(50)]
+        assert arm.reached == 2
+
+    def test_pretraining_is_part_of_the_cost(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path, arms={"one": {"trial": pretrain_finetune()}})
+        ledger = open_study(spec)
+        name, (pretraining, finetuning) = add_trial(ledger, spec, "one")
+        ledger.append(pretraining.fingerprint(), [report(100, seconds_a_step=3.0, loss=1.0)])
+        ledger.append(finetuning.fingerprint(), dev_curve(crossing_at(20)))
+        ledger.end_trial("race", name, "finished")
+        arm = arm_result(spec, ledger, "one")
+        assert arm.spent["step"] == [pytest.approx(100 + 20)]
+        assert arm.spent["accelerator_seconds"] == [pytest.approx(300 + 20)]
+        assert arm.spent["audio_seconds"] == [pytest.approx(120 * SECONDS_OF_AUDIO_A_STEP)]
+
+    def test_the_search_metric_chooses_and_the_convergence_metric_is_measured(self, tmp_path: Path) -> None:
+        spec = spec_of(
+            tmp_path,
+            search={"trials": 2, "metric": "dev_wer"},
+            convergence={"metric": "dev_cer", "target": 0.5},
+            replication={"seeds": 0},
+        )
+        ledger = open_study(spec)
+        finals = {0: {"dev_cer": 0.1, "dev_wer": 0.9}, 1: {"dev_cer": 0.4, "dev_wer": 0.5}}
+        for number, final in finals.items():
+            name, (stage,) = add_trial(ledger, spec, "slow", number, point={"regime.train.steps": 40 + number})
+            ledger.append(stage.fingerprint(), [report(40, **final)])
+            ledger.end_trial("race", name, "finished")
+        arm = arm_result(spec, ledger, "slow")
+        assert [trial.trial for trial in arm.trials] == ["slow-001"]
+        assert arm.final == [0.4]
+
+    def test_replications_stand_for_the_arm_and_failed_ones_do_not(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        run_trial(ledger, spec, "slow", curve=crossing_at(19))
+        replicate(ledger, spec, "slow", [20, 21])
+        run_trial(ledger, spec, "slow", origin="replication", seed=3, curve=NEVER, status="failed", cause="x")
+        arm = arm_result(spec, ledger, "slow")
+        assert [trial.trial for trial in arm.trials] == ["slow-000-seed1", "slow-000-seed2"]
+        assert arm.fresh_seeds
+
+    def test_of_several_configurations_the_one_that_is_best_on_average_stands(self, tmp_path: Path) -> None:
+        """Finals: 10 % and 50 % against 20 % and 20 %."""
+        spec = spec_of(tmp_path, replication={"top": 2, "seeds": 2})
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [20, 30], number=0)
+        replicate(ledger, spec, "slow", [10 + 8 / 0.7] * 2, number=1)
+        arm = arm_result(spec, ledger, "slow")
+        assert [trial.trial for trial in arm.trials] == ["slow-001-seed1", "slow-001-seed2"]
+        assert arm.final == [pytest.approx(0.2)] * 2
+
+    def test_configurations_are_never_mixed(self, tmp_path: Path) -> None:
+        """More search trials on a finished study can bring another winner; both then have replications."""
+        spec = spec_of(tmp_path, replication={"top": 1, "seeds": 2})
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [28, 29], number=0)
+        replicate(ledger, spec, "slow", [20, 21], number=4)
+        arm = arm_result(spec, ledger, "slow")
+        assert [trial.trial for trial in arm.trials] == ["slow-004-seed1", "slow-004-seed2"]
+
+
+class TestAsData:
+    def test_is_json_with_numbers(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [20, 21, 22])
+        replicate(ledger, spec, "fast", [20, None])
+        found: dict[str, Any] = json.loads(json.dumps(answer_as_dict(answer(spec, ledger))))
+        slow, fast = found["arms"]
+        assert (slow["arm"], slow["fresh_seeds"]) == ("slow", True)
+        assert slow["trials"] == ["slow-000-seed1", "slow-000-seed2", "slow-000-seed3"]
+        assert slow["spent"]["step"] == [pytest.approx(s) for s in (20, 21, 22)]
+        assert fast["spent"]["step"] == [pytest.approx(20), None]
+        assert fast["final"] == [pytest.approx(0.1), pytest.approx(0.6)]
+        assert found["ratios"] == [
+            {"arm": "fast", "baseline": "slow", "step": None, "audio_seconds": None, "accelerator_seconds": None}
+        ]
+        assert found["answer"] == answer(spec, ledger).sentences
+
+    def test_ratios_have_estimate_and_interval(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [20, 21, 22])
+        replicate(ledger, spec, "fast", [24, 25, 26])
+        (ratio,) = answer_as_dict(answer(spec, ledger))["ratios"]
+        estimate, low, high = welch([24, 25, 26], [20, 21, 22])
+        for axis in ("step", "audio_seconds", "accelerator_seconds"):
+            assert ratio[axis] == {
+                "estimate": pytest.approx(estimate),
+                "low": pytest.approx(low),
+                "high": pytest.approx(high),
+            }
+
+
+def test_metrics_have_names_for_people() -> None:
+    assert [metric_name(metric) for metric in ("dev_cer", "test_wer")] == ["dev CER", "test WER"]

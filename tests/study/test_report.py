@@ -1,0 +1,370 @@
+"""The report page, and the commands that read a ledger: status and report; a study that drifted is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import sqlite3
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from study.ledger import Ledger
+from study.report import write_report
+from study.run import environment, main, refuse_drift
+from study.spec import StudySpec, read_spec
+from study.sweep_file import SweepError
+from tests.study.builders import (
+    LEARNING_RATE,
+    add_trial,
+    crossing_at,
+    open_study,
+    run_trial,
+    spec_of,
+    supervised,
+    sweep,
+    write_sweep,
+)
+
+
+def fill(spec: StudySpec) -> Ledger:
+    """Two arms with a search trial, a failure and three replications each, and one unfinished trial."""
+    ledger = open_study(spec)
+    for arm, cost in (("slow", 2.0), ("fast", 0.5)):
+        run_trial(ledger, spec, arm, 0, curve=crossing_at(20), seconds_a_step=cost)
+        run_trial(ledger, spec, arm, 1, curve={10: 0.8}, rate=2e-3, status="failed", cause=f"{arm}: <lost> & gone")
+        for seed in (1, 2, 3):
+            curve = crossing_at(20 + seed)
+            run_trial(ledger, spec, arm, 0, origin="replication", seed=seed, curve=curve, seconds_a_step=cost)
+    run_trial(ledger, spec, "slow", 2, curve={}, rate=3e-3, status="unfinished")
+    return ledger
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []  # tag, name, value
+        self.text: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return " ".join(" ".join(self.text).split())
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> StudySpec:
+    return spec_of(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def page(spec: StudySpec) -> Path:
+    return write_report(spec, fill(spec))
+
+
+class TestPage:
+    def test_loads_nothing_from_anywhere(self, page: Path) -> None:
+        content = Page(page)
+        assert not {"script", "link", "iframe", "object", "embed", "base"} & set(content.tags)
+        loading = {"src", "href", "xlink:href", "srcset", "data", "action", "background", "poster"}
+        elsewhere = [(t, n, v) for t, n, v in content.attributes if n in loading and not v.startswith(("#", "data:"))]
+        assert elsewhere == []
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"url\((?!#)|@import", text)
+        assert not [n for _, n, _ in content.attributes if n.startswith("on")]
+
+    def test_holds_question_answer_hashes_and_versions(self, page: Path, spec: StudySpec) -> None:
+        words = Page(page).words
+        assert spec.question in words
+        assert "fast converges faster than slow: to a dev CER of 50%" in words
+        known = environment(spec)
+        hashes = [digest for parts in known["data"].values() for digest in parts.values()]
+        assert len(hashes) == 4
+        assert all(re.fullmatch(r"[0-9a-f]{64}", digest) and digest in words for digest in hashes)
+        assert {"torch", "ray", "optuna", "mlflow", "commit", "python"} <= set(known["versions"])
+        assert all(f"{name} {version}".strip() in words for name, version in known["versions"].items())
+
+    def test_lists_every_trial_with_its_outcome(self, page: Path, spec: StudySpec) -> None:
+        text = page.read_text(encoding="utf-8")
+        rows = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text)]
+        trials = {row[0]: row for row in rows if row and re.fullmatch(r"(slow|fast)-\d{3}(-seed\d)?", row[0])}
+        assert set(trials) == {trial.trial for trial in Ledger.in_folder(spec.storage).trials("race")}
+        assert len(trials) == 2 * 5 + 1
+        assert trials["slow-001"][-1] == "failed: slow: &lt;lost&gt; &amp; gone"
+        assert trials["slow-002"][-1] == "unfinished"
+        assert trials["fast-000-seed1"][-1] == "finished"
+        assert "10.0%" in trials["slow-000"]  # the final CER of crossing_at(20)
+        assert "1:00" in trials["slow-000"]  # 30 steps of 2 s
+
+    def test_has_its_figure_inside_and_beside_it(self, page: Path) -> None:
+        svg = (page.parent / "convergence.svg").read_text(encoding="utf-8")
+        assert svg[svg.index("<svg") :].strip() in page.read_text(encoding="utf-8")
+        with Image.open(io.BytesIO((page.parent / "convergence.png").read_bytes())) as image:
+            image.load()
+            assert image.format == "PNG"
+            assert image.size == (1500, 1050)
+            assert len(image.convert("RGB").getcolors(1 << 24) or ()) > 20  # not blank
+
+    def test_tags_are_balanced(self, page: Path) -> None:
+        body = page.read_text(encoding="utf-8").partition("<body>")[2]
+        for tag in ("p", "h1", "h2", "table", "tr", "td", "th", "figure", "figcaption", "pre", "div", "svg"):
+            assert len(re.findall(rf"<{tag}[ >]", body)) == body.count(f"</{tag}>"), tag
+
+    def test_without_a_finished_trial_it_says_so(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        run_trial(ledger, spec, "slow", curve={10: 0.8}, status="failed", cause="no luck")
+        add_trial(ledger, spec, "fast")
+        words = Page(write_report(spec, ledger)).words
+        assert "No answer: no trial of slow has finished." in words
+        assert "failed: no luck" in words
+
+    def test_seeds_that_were_evaluated_at_different_times_can_be_drawn(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        for seed, curve in enumerate(({10: 0.9, 20: 0.5}, {30: 0.4, 40: 0.3}, {15: 0.6}), start=1):
+            run_trial(ledger, spec, "slow", origin="replication", seed=seed, curve=curve)
+        assert write_report(spec, ledger).is_file()
+
+    def test_what_people_write_is_shown_and_not_interpreted(self, tmp_path: Path) -> None:
+        question = "Is <b>x</b> & \"y\" < 'z'? <script>alert(1)</script>"
+        spec = spec_of(tmp_path, question=question)
+        page = write_report(spec, fill(spec))
+        content = Page(page)
+        assert question in content.words
+        assert "script" not in content.tags
+        assert "<b>x</b>" not in page.read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize("question", [r"Is $\bad$ better?", "Is $5 better than $6?", "Is 5$ better?"])
+    def test_a_dollar_is_no_formula(self, tmp_path: Path, question: str) -> None:
+        spec = spec_of(tmp_path, question=question)
+        page = write_report(spec, fill(spec))
+        assert question in Page(page).words
+        assert "Oblique" not in (page.parent / "convergence.svg").read_text(encoding="utf-8")  # formulas are slanted
+
+    def test_the_password_of_a_server_is_not_in_it(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path, mlflow={"tracking_uri": "http://me:s3cret@127.0.0.1:1"})
+        assert "s3cret" not in write_report(spec, fill(spec)).read_text(encoding="utf-8")
+
+    def test_written_twice_it_is_the_same(self, page: Path, spec: StudySpec) -> None:
+        before = Page(page).words
+        assert write_report(spec, Ledger.in_folder(spec.storage)) == page
+        assert Page(page).words == before
+
+
+class TestReportCommand:
+    def test_writes_the_page_and_prints_where_it_is(
+        self, spec: StudySpec, page: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        page.unlink()
+        assert main(["report", "race", "--storage", str(spec.storage)]) == 0
+        assert capsys.readouterr().out.strip() == str(page)
+        assert page.is_file()
+
+    def test_prints_json(self, spec: StudySpec, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["report", "race", "--storage", str(spec.storage), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["report"] == str(page)
+        assert [arm["arm"] for arm in found["arms"]] == ["slow", "fast"]
+        assert found["answer"][0].startswith("fast converges faster than slow")
+        assert found["ratios"][0]["accelerator_seconds"]["estimate"] == pytest.approx(0.25)
+
+    def test_in_a_folder_that_was_moved_it_writes_there(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        fill(spec_of(tmp_path / "old")).close()
+        shutil.move(tmp_path / "old", tmp_path / "new")
+        assert main(["report", "race", "--storage", str(tmp_path / "new")]) == 0
+        assert capsys.readouterr().out.strip() == str(tmp_path / "new" / "reports" / "race" / "report.html")
+        assert not (tmp_path / "old").exists()
+
+    def test_an_unknown_study_is_an_error_that_names_the_known(
+        self, spec: StudySpec, page: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for verb in ("report", "status"):
+            assert main([verb, "rice", "--storage", str(spec.storage)]) == 2
+            captured = capsys.readouterr()
+            assert "no study 'rice'" in captured.err
+            assert "known: race" in captured.err
+            assert captured.out == ""
+
+    @pytest.mark.parametrize("words", [["report", "race"], ["status"], ["status", "race", "--json"]])
+    def test_a_folder_without_a_ledger_is_an_error_and_stays_empty(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+    ) -> None:
+        assert main([*words, "--storage", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert f"{tmp_path / 'ledger.db'}: no such file; --storage is the folder of studies that have run" in error
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize("words", [["report", "race"], ["status"]])
+    def test_a_ledger_of_another_version_is_an_error(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+    ) -> None:
+        fill(spec_of(tmp_path)).close()
+        with sqlite3.connect(tmp_path / "ledger.db") as db:
+            db.execute("update schema set version = 99")
+        assert main([*words, "--storage", str(tmp_path)]) == 2
+        assert "schema version 99" in capsys.readouterr().err
+
+
+class TestStatusCommand:
+    def test_of_one_study_as_json(self, spec: StudySpec, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["status", "race", "--storage", str(spec.storage), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {
+            "study": "race",
+            "question": spec.question,
+            "finished": 8,
+            "failed": 2,
+            "unfinished": 1,
+            "best": {"trial": "fast-000", "metric": "dev_cer", "value": pytest.approx(0.1)},
+        }
+
+    def test_of_all_studies_as_json(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        open_study(spec_of(tmp_path))
+        open_study(spec_of(tmp_path, study="second"))
+        assert main(["status", "--storage", str(tmp_path), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [(row["study"], row["finished"], row["best"]) for row in found] == [
+            ("race", 0, None),
+            ("second", 0, None),
+        ]
+
+    def test_for_people_names_trials_and_causes(
+        self, spec: StudySpec, page: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["status", "race", "--storage", str(spec.storage)]) == 0
+        shown = capsys.readouterr().out
+        assert all(name in shown for name in ("fast-000", "slow-000-seed3", "fast: <lost> & gone"))
+        assert main(["status", "--storage", str(spec.storage)]) == 0
+        assert "fast-000 dev_cer 10.0%" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("words", [["status"], ["status", "race"]])
+    def test_brackets_are_text(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+        spec = spec_of(tmp_path, question="Is [/a] or [bold] best?")
+        ledger = open_study(spec)
+        run_trial(ledger, spec, "slow", curve={}, status="failed", cause="lost [/data/x] and [red]")
+        assert main([*words, "--storage", str(tmp_path)]) == 0
+        shown = capsys.readouterr().out
+        assert "Is [/a] or [bold] best?" in shown
+        if "race" in words:
+            assert "lost [/data/x] and [red]" in shown
+
+
+class TestDrift:
+    def drift(self, tmp_path: Path, **changes: Any) -> None:
+        before = spec_of(tmp_path)
+        ledger = open_study(before)
+        refuse_drift(spec_of(tmp_path, **changes), ledger)
+
+    def other_arms(self, tmp_path: Path) -> dict[str, Any]:
+        arms: dict[str, Any] = sweep(tmp_path)["arms"]
+        return arms
+
+    def test_a_new_study_is_welcome(self, tmp_path: Path) -> None:
+        self.drift(tmp_path, study="another")
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {},
+            {"search": {"trials": 20, "metric": "dev_cer", "sampler": {"kind": "random"}}},
+            {"question": "Put otherwise?"},
+            {"convergence": {"metric": "dev_wer", "target": 0.3}},
+            {"replication": {"top": 2, "seeds": 5}},
+            {"resources": {"workers": 2}},
+            {"mlflow": {"enabled": False}},
+        ],
+    )
+    def test_what_leaves_trials_comparable_may_change(self, tmp_path: Path, changes: dict[str, Any]) -> None:
+        self.drift(tmp_path, **changes)
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"trial": {"seed": 3}}, "trial changed"),
+            ({"search": {"trials": 2, "metric": "dev_wer", "sampler": {"kind": "random"}}}, "search.metric changed"),
+            ({"search": {"trials": 2, "metric": "dev_cer", "sampler": {"kind": "tpe"}}}, "search.sampler changed"),
+            (
+                {"search": {"trials": 2, "metric": "dev_cer", "sampler": {"kind": "random"}, "seed": 1}},
+                "search.seed changed",
+            ),
+        ],
+    )
+    def test_what_does_not_is_refused_by_name(self, tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+        with pytest.raises(SweepError, match=named) as caught:
+            self.drift(tmp_path, **changes)
+        assert "study=race-2" in str(caught.value)
+
+    def test_a_changed_arm_is_refused_and_so_is_another_order(self, tmp_path: Path) -> None:
+        arms = self.other_arms(tmp_path)
+        narrower = {LEARNING_RATE: {"kind": "log_uniform", "low": 1e-4, "high": 2e-2}}
+        for changed in (
+            {**arms, "slow": {"trial": supervised(steps=41), "space": arms["slow"]["space"]}},
+            {**arms, "slow": {"trial": supervised(), "space": narrower}},
+            {"slow": arms["slow"]},
+        ):
+            with pytest.raises(SweepError, match="arms changed"):
+                self.drift(tmp_path, arms=changed)
+
+    def test_changed_data_are_refused(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        known = environment(spec)
+        ((corpus, parts),) = known["data"].items()
+        ledger.open_study("race", spec.model_dump(mode="json"), {**known, "data": {corpus: {**parts, "dev": "0" * 64}}})
+        with pytest.raises(SweepError, match="the content of the corpus changed"):
+            refuse_drift(spec, ledger)
+
+    def test_the_command_refuses_before_anything_starts(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = write_sweep(tmp_path / "sweep.yaml")
+        open_study(read_spec(path)).close()
+        before = sorted(tmp_path.rglob("*"))
+        assert main([str(path), "arms.slow.trial.regime.train.steps=41"]) == 2
+        assert "arms changed" in capsys.readouterr().err
+        assert [p for p in sorted(tmp_path.rglob("*")) if not p.name.startswith("ledger.db-")] == before
+        assert Ledger.in_folder(tmp_path / "results").trials("race") == []
+
+
+class TestCommandLine:
+    def test_a_wrong_sweep_file_is_exit_code_2_with_a_line_for_each_error(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = write_sweep(tmp_path / "sweep.yaml", serch=1, replication={"top": 0})
+        for verb in (["plan"], ["run"], []):
+            assert main([*verb, str(path)]) == 2
+            lines = capsys.readouterr().err.splitlines()
+            assert len(lines) == 2
+            assert all(line.startswith(f"{path}:") for line in lines)
+
+    @pytest.mark.parametrize("order", [["S", "--json", "O"], ["--json", "S", "O"], ["S", "O", "--json"]])
+    def test_options_and_overrides_may_come_in_any_order(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], order: list[str]
+    ) -> None:
+        path = write_sweep(tmp_path / "sweep.yaml")
+        words = [{"S": str(path), "O": "search.trials=7"}.get(word, word) for word in order]
+        assert main(["plan", *words]) == 0
+        assert json.loads(capsys.readouterr().out)["trials"] == 2 * (7 + 3)
+
+    def test_the_plan_for_people_has_its_numbers(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["plan", str(write_sweep(tmp_path / "sweep.yaml"))]) == 0
+        shown = capsys.readouterr().out
+        assert "10 trials at most" in shown
+        assert "supervised" in shown
