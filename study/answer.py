@@ -52,7 +52,7 @@ class Answer:
 def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
     finished = [t for t in ledger.trials(spec.study) if t.arm == arm and t.status == "finished"]
     replications = [t for t in finished if t.origin == "replication"]
-    if spec.replication.top > 1 and replications:  # the configuration whose replications are best on average
+    if replications:  # of several configurations, the one whose replications are best on average
         replications = _best_configuration(spec, ledger, replications)
     searched = ledger.ranked((t for t in finished if t.origin == "search"), spec.search.metric)
     trials = replications or searched[:1]

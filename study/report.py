@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from study.answer import AXES, Answer, answer, metric_name
 from study.convergence import Axis
 from study.ledger import CurvePoint, Ledger
-from study.spec import StudySpec
+from study.spec import StudySpec, without_passwords
 from study.terminal import duration, percent, point_text
 
 COLOURS = ("#0b6fa4", "#d1495b", "#3c896d", "#8d6a9f", "#e08e45", "#555555")
@@ -59,8 +59,9 @@ def convergence_figure(spec: StudySpec, ledger: Ledger, found: Answer) -> Figure
         for panel, axis in zip(row, axes, strict=True):
             _panel(panel, spec, ledger, found, metric, axis)
         row[0].set_ylabel(f"{metric_name(metric)}, %")
-    grid[0][1].legend(frameon=False)
-    figure.suptitle(spec.question, fontsize=11, wrap=True)
+    if any(arm.trials for arm in found.arms):
+        grid[0][1].legend(frameon=False)
+    figure.suptitle(spec.question.replace("$", r"\$"), fontsize=11, wrap=True)  # a dollar would begin a formula
     return figure
 
 
@@ -120,7 +121,7 @@ def _page(spec: StudySpec, ledger: Ledger, found: Answer, svg: str) -> str:
         "<h2>Versions</h2>",
         _table(["package", "version"], [[k, v] for k, v in environment["versions"].items()]),
         "<h2>Settings</h2>",
-        f"<pre>{_text(json.dumps(study['spec'], indent=2, ensure_ascii=False))}</pre>",
+        f"<pre>{_text(without_passwords(json.dumps(study['spec'], indent=2, ensure_ascii=False)))}</pre>",
     ]
     return _FRAME.format(title=_text(spec.study), body="\n".join(sections))
 

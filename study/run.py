@@ -16,8 +16,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from study.spec import StudySpec, read_spec
+from study.spec import StudySpec, read_spec, without_passwords
 from study.sweep_file import SweepError
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] not in VERBS and not words[0].startswith("-"):
         words.insert(0, "run")
+    if words and words[0] in ("run", "plan"):  # flags may stand anywhere among the overrides
+        words[1:] = sorted(words[1:], key=lambda word: not word.startswith("-"))
     options = _parser().parse_args(words)
     try:
         return int(options.command(options))
@@ -91,16 +94,15 @@ def _run(options: argparse.Namespace) -> int:
 
 def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
     from cluster.connect import InfeasibleError, connect
-    from study.ledger import Ledger
     from study.plan import make_plan
     from study.terminal import Terminal, make_console, plan_table
     from study.tracking import MirrorProcess, tracking_uri
 
     console, plan = make_console(), make_plan(spec)
-    console.print(f"[bold]{spec.question}[/bold]", plan_table(plan), sep="\n")
-    ledger = Ledger.in_folder(spec.storage)
+    console.print(Text(spec.question, style="bold"), plan_table(plan), sep="\n")
+    ledger = _open_ledger(spec.storage)
     refuse_drift(spec, ledger)
-    ledger.open_study(spec.study, spec.model_dump(mode="json"), environment(spec))
+    ledger.open_study(spec.study, json.loads(without_passwords(spec.model_dump_json())), environment(spec))
     if retry_failed:
         ledger.reopen_failed(spec.study)
     uri = tracking_uri(spec.storage, spec.mlflow.tracking_uri)
@@ -142,7 +144,7 @@ def _conclude(console: Console, spec: StudySpec, ledger: Any) -> tuple[Path, str
 
 def _tell_mlflow(console: Console, uri: str, mirrored: bool, log: Path) -> None:
     if mirrored:
-        shown = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
+        shown = f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else without_passwords(uri)
         console.print(f"MLflow: {shown}", soft_wrap=True, highlight=False)
     else:
         console.print(f"MLflow is not up to date (see {log}); the same command again completes it.", soft_wrap=True)
@@ -189,6 +191,7 @@ def _report(options: argparse.Namespace) -> int:
 
     ledger = _ledger(options.storage)
     spec = StudySpec.model_validate(_study(ledger, options.study)["spec"])
+    spec = spec.with_(storage=options.storage.absolute())  # the folder may have been moved since
     page = write_report(spec, ledger)
     if options.json:
         print(json.dumps({"report": str(page), **answer_as_dict(answer(spec, ledger))}, indent=2))
@@ -198,11 +201,18 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _ledger(storage: Path) -> Any:
-    from study.ledger import Ledger
-
     if not (storage / "ledger.db").is_file():
         raise SweepError([f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"])
-    return Ledger.in_folder(storage.absolute())
+    return _open_ledger(storage.absolute())
+
+
+def _open_ledger(storage: Path) -> Any:
+    from study.ledger import Ledger, LedgerError
+
+    try:
+        return Ledger.in_folder(storage)
+    except LedgerError as error:
+        raise SweepError([str(error)]) from error
 
 
 def _study(ledger: Any, name: str) -> dict[str, Any]:

@@ -156,7 +156,9 @@ def _as_optuna_distribution(distribution: Any) -> optuna.distributions.BaseDistr
         case LogUniform():
             return optuna.distributions.FloatDistribution(distribution.low, distribution.high, log=True)
         case IntUniform():
-            return optuna.distributions.IntDistribution(distribution.low, distribution.high, step=distribution.step)
+            return optuna.distributions.IntDistribution(
+                distribution.low, int(distribution.values()[-1]), step=distribution.step
+            )
         case Categorical():
             return optuna.distributions.CategoricalDistribution(distribution.choices)
     raise AssertionError(f"not a sampled distribution: {type(distribution).__name__}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -112,6 +113,11 @@ def at_point(base: TrialConfig, point: Point) -> TrialConfig:
     for path, value in point.items():
         tree = merge(tree, nested(path, value))
     return TrialConfig.model_validate(tree) if point else base
+
+
+def without_passwords(text: str) -> str:
+    """The text with `***` for the password of every URL in it."""
+    return re.sub(r"(://[^/@:\s\"]*):[^/@\s\"]*@", r"\1:***@", text)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

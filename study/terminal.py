@@ -23,8 +23,8 @@ PLAIN_SECONDS = 20.0  # between lines about one trial, when the output is not a 
 
 def make_console() -> Console:
     """A console as wide as its terminal; where the output is a file or a pipe, wide enough for the tables."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
+    console = Console(markup=False)  # brackets in a question or a cause are text
+    return console if console.is_terminal else Console(width=140, markup=False)
 
 
 def duration(seconds: float) -> str:
@@ -140,7 +140,7 @@ class Terminal(Watcher):
     def _line(self, text: str, *, always: bool = False) -> None:
         if always or not self._console.is_terminal:
             elapsed = duration(time.monotonic() - self._started)
-            self._console.print(f"[dim]{elapsed:>7}[/dim]  {text}", highlight=False, soft_wrap=True)
+            self._console.print(f"{elapsed:>7}  {text}", highlight=False, soft_wrap=True)
 
     def _metrics(self, active: _Active) -> str:
         return " ".join(f"{metric_name(name)} {value:.1%}" for name, value in sorted(active.dev.items()))

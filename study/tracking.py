@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.ledger import CurvePoint, Ledger, Trial
+from study.spec import without_passwords
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -47,6 +48,7 @@ class Mirror:
 
         self._ledger, self._study, self._storage, self._uri = ledger, study, storage, uri
         self._client: MlflowClient = MlflowClient(uri)
+        self._server = without_passwords(uri)  # its name in the ledger
         self._runs: dict[str, str] = {}
         self._experiment: str | None = None
         self._ended: set[str] = set()
@@ -72,7 +74,7 @@ class Mirror:
         from mlflow.entities import Metric
 
         run = self._run(trial.trial, _tags(trial, parent), trial)
-        done = self._ledger.mirrored(self._uri, self._study, trial.trial)
+        done = self._ledger.mirrored(self._server, self._study, trial.trial)
         new = [p for p in self._ledger.curve(self._study, trial.trial) if p.id > done.get(p.stage, 0)]
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
@@ -80,7 +82,7 @@ class Mirror:
             self._client.log_batch(run, metrics=metrics)
             for stage in {p.stage for p in batch}:
                 last = max(p.id for p in batch if p.stage == stage)
-                self._ledger.set_mirrored(self._uri, self._study, trial.trial, stage, last)
+                self._ledger.set_mirrored(self._server, self._study, trial.trial, stage, last)
         if trial.status == "unfinished":
             self._set_status(run, "RUNNING" if live else "KILLED")
         else:

@@ -46,6 +46,7 @@ class StageStore:
         write_atomically(partial / "result.json", result.model_dump_json().encode())
         write_atomically(partial / "stage.json", stage.model_dump_json(indent=1).encode())
         write_atomically(partial / "DONE", b"")
+        shutil.rmtree(final, ignore_errors=True)  # what an interrupted copy or deletion may have left
         partial.rename(final)
         _sync_folder(final.parent)
         (final / "checkpoint.pt").unlink(missing_ok=True)  # last: until the stage is in its place, it is needed

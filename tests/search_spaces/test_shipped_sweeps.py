@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,14 @@ def test_it_can_be_planned_and_no_stage_is_trained_more_often_than_asked_for(swe
 def test_it_has_no_aliases_and_no_anchors(sweep: Path) -> None:
     events = list(yaml.parse(sweep.read_text(encoding="utf-8")))
     assert not [event for event in events if getattr(event, "anchor", None)]
+
+
+def test_the_example_in_the_readme_is_valid(tmp_path: Path) -> None:
+    readme = (FOLDER.parent / "README.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(example, encoding="utf-8")
+    assert make_plan(read_spec(path)).trials > 0
 
 
 class TestQuickstart:

@@ -1,406 +1,497 @@
-"""What is tried next: the searcher asked by hand, its results written to a real ledger by hand. No Ray runs."""
+"""The searcher: every proposal follows from the sweep file and the ledger. `suggest` is called as Tune would."""
 
 from __future__ import annotations
 
 import math
 import pickle
-import statistics
-from collections.abc import Callable
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 
 from study.ledger import Ledger, Trial
 from study.search import StudySearcher
 from study.spec import StudySpec
-from tests.study.builders import LEARNING_RATE, open_study, pretrain_finetune, report, spec_of, supervised
-from trainables.trial import TrialConfig, stages_of
+from tests.study.builders import LEARNING_RATE, open_study, report, spec_of, supervised
 
-FINISHED = StudySearcher.FINISHED
-RATE = {"kind": "log_uniform", "low": 1e-4, "high": 1e-1}
-OPTIMUM = -2.5  # of the logarithm of the learning rate
+OPTIMISER = "regime.train.optimiser"
+GRU_LAYERS = "model.gru_layers"
+CNN_LAYERS = "model.cnn_layers"
+RATE = {"kind": "log_uniform", "low": 1e-4, "high": 1.0}
+TPE = {"kind": "tpe", "startup_trials": 3}
+RANDOM = {"kind": "random"}
+NO_REPLICATION = {"top": 1, "seeds": 0}
+GRID = {"kind": "grid", "choices": [1, 2]}
 
-Proposal = dict[str, Any]
+both_samplers = pytest.mark.parametrize("sampler", [TPE, RANDOM], ids=["tpe", "random"])
+
+Open = Callable[[StudySpec], Ledger]
+Loss = Callable[[dict[str, Any]], float]
 
 
-def study(folder: Path, arms: dict[str, Any] | None = None, **changes: Any) -> StudySpec:
-    one = {"trial": supervised(), "space": {LEARNING_RATE: RATE}}
-    settings = {"search": {"trials": 3, "metric": "dev_cer"}, "replication": {"top": 1, "seeds": 2}}
-    return spec_of(folder, arms=arms or {"one": one}, **{**settings, **changes})
+@pytest.fixture
+def opened() -> Iterator[Open]:
+    """Opens the ledger of a sweep, and closes it after the test."""
+    ledgers: list[Ledger] = []
+
+    def opened(spec: StudySpec) -> Ledger:
+        ledgers.append(open_study(spec))
+        return ledgers[-1]
+
+    yield opened
+    for ledger in ledgers:
+        ledger.close()
 
 
-def searching(trials: int, kind: str = "tpe", *, seed: int = 0, startup: int = 3) -> dict[str, Any]:
-    sampler = {"kind": kind, **({"startup_trials": startup} if kind == "tpe" else {})}
+def search(trials: int, sampler: dict[str, Any] = RANDOM, seed: int = 0) -> dict[str, Any]:
     return {"trials": trials, "metric": "dev_cer", "sampler": sampler, "seed": seed}
 
 
-def bowl(config: dict[str, Any]) -> float:
-    """A final CER that is lowest at the optimum."""
-    return 0.1 + (math.log10(config["regime"]["train"]["learning_rate"]) - OPTIMUM) ** 2
+def one_arm(storage: Path, space: dict[str, Any], trials: int, **changes: Any) -> StudySpec:
+    arms = {"arm": {"trial": supervised(), "space": space}}
+    return spec_of(storage, **{"arms": arms, "search": search(trials), "replication": NO_REPLICATION, **changes})
 
 
-def finish(ledger: Ledger, spec: StudySpec, proposal: Proposal, cer: float) -> None:
-    last = stages_of(TrialConfig.model_validate(proposal["config"]))[-1]
-    ledger.append(last.fingerprint(), [report(last.steps, dev_cer=cer, dev_wer=cer)])
-    ledger.end_trial(spec.study, proposal["trial"], "finished")
+def bowl(point: dict[str, Any]) -> float:
+    """Lowest, at zero, where the learning rate is 0.01."""
+    return (math.log10(point[LEARNING_RATE]) + 2) ** 2
 
 
-def ask(searcher: StudySearcher) -> Proposal:
-    proposal = searcher.suggest("any")
+def trial_of(ledger: Ledger, spec: StudySpec, name: str) -> Trial:
+    return next(t for t in ledger.trials(spec.study) if t.trial == name)
+
+
+def finish(ledger: Ledger, spec: StudySpec, name: str, cer: float) -> None:
+    last = ledger.trial_stages(spec.study, name)[-1]
+    ledger.append(last["stage"], [report(last["steps"], dev_cer=cer)])
+    ledger.end_trial(spec.study, name, "finished")
+
+
+def run(searcher: StudySearcher, loss: Loss = bowl, at_most: int = 1000) -> list[str]:
+    """Take and finish trials one at a time, until there are no more; their names."""
+    names: list[str] = []
+    while len(names) < at_most:
+        proposal = searcher.suggest("tune's id")
+        if not isinstance(proposal, dict):
+            assert proposal == Searcher.FINISHED
+            break
+        names.append(proposal["trial"])
+        point = trial_of(searcher.ledger, searcher.spec, names[-1]).point
+        finish(searcher.ledger, searcher.spec, names[-1], loss(point))
+    return names
+
+
+def take(searcher: StudySearcher) -> str:
+    """Take a trial, and leave it unfinished."""
+    proposal = searcher.suggest("tune's id")
     assert isinstance(proposal, dict)
-    return proposal
+    return proposal["trial"]
 
 
-def play(spec: StudySpec, ledger: Ledger, cer: Callable[[dict[str, Any]], float] = bowl) -> list[Proposal]:
-    """The whole study, one trial at a time; each process lives for one trial."""
-    played: list[Proposal] = []
-    while (proposal := StudySearcher(spec, ledger).suggest("any")) != FINISHED:
-        assert isinstance(proposal, dict)
-        finish(ledger, spec, proposal, cer(proposal["config"]))
-        played.append(proposal)
-    return played
+def points(ledger: Ledger, spec: StudySpec) -> list[dict[str, Any]]:
+    return [t.point for t in ledger.trials(spec.study)]
 
 
-def points(ledger: Ledger, arm: str = "one", origin: str = "search") -> list[dict[str, Any]]:
-    return [t.point for t in ledger.trials("race") if t.arm == arm and t.origin == origin]
+def restarted_in(storage: Path, ledger: Ledger, spec: StudySpec, opened: Open) -> StudySearcher:
+    """The searcher of a later process, on a copy of the ledger."""
+    storage.mkdir()
+    with (
+        closing(sqlite3.connect(ledger.url.removeprefix("sqlite:///"))) as source,
+        closing(sqlite3.connect(storage / "ledger.db")) as target,
+    ):
+        source.backup(target)
+    later = spec.with_(storage=storage)
+    return StudySearcher(later, opened(later))
 
 
-def by_name(ledger: Ledger) -> dict[str, Trial]:
-    return {trial.trial: trial for trial in ledger.trials("race")}
+def test_arms_take_turns(tmp_path: Path, opened: Open) -> None:
+    spec = spec_of(tmp_path, search=search(3), replication=NO_REPLICATION)
+    names = run(StudySearcher(spec, opened(spec)))
+    assert names == ["slow-000", "fast-000", "slow-001", "fast-001", "slow-002", "fast-002"]
 
 
-class TestOrder:
-    def test_arms_take_turns_in_the_order_of_the_sweep_file(self, tmp_path: Path) -> None:
-        arm = {"trial": supervised(), "space": {LEARNING_RATE: RATE}}
-        spec = study(tmp_path, {"b": arm, "a": arm, "c": arm}, search=searching(2), replication={"seeds": 0})
-        names = [proposal["trial"] for proposal in play(spec, open_study(spec))]
-        assert names == ["b-000", "a-000", "c-000", "b-001", "a-001", "c-001"]
-
-    def test_an_arm_with_more_trials_goes_on_alone(self, tmp_path: Path) -> None:
-        arms = {
-            "few": {"trial": supervised()},
-            "many": {"trial": supervised(), "space": {LEARNING_RATE: {"kind": "grid", "choices": [1e-4, 1e-3, 1e-2]}}},
-        }
-        spec = study(tmp_path, arms, replication={"seeds": 0})
-        names = [proposal["trial"] for proposal in play(spec, open_study(spec))]
-        assert names == ["few-000", "many-000", "many-001", "many-002"]
-
-    def test_the_trial_is_in_the_ledger_before_it_is_handed_out(self, tmp_path: Path) -> None:
-        spec = study(tmp_path)
-        ledger = open_study(spec)
-        proposal = ask(StudySearcher(spec, ledger))
-        (trial,) = ledger.trials("race")
-        assert (trial.trial, trial.config, trial.status) == (proposal["trial"], proposal["config"], "unfinished")
-        config = TrialConfig.model_validate(proposal["config"])
-        assert config == spec.trial_config("one", trial.point)
-        assert [s["stage"] for s in ledger.trial_stages("race", trial.trial)] == [
-            stage.fingerprint() for stage in stages_of(config)
-        ]
-
-    def test_values_lie_in_their_intervals_and_choices(self, tmp_path: Path) -> None:
-        space = {
-            LEARNING_RATE: RATE,
-            "model.dropout": {"kind": "uniform", "low": 0.1, "high": 0.3},
-            "regime.train.report_every": {"kind": "int", "low": 2, "high": 11, "step": 3},
-            "model.gru_layers": {"kind": "categorical", "choices": [1, 3]},
-            "regime.train.augment_speed": {"kind": "categorical", "choices": [True, False]},
-        }
-        spec = study(tmp_path, {"one": {"trial": supervised(), "space": space}}, search=searching(30))
-        ledger = open_study(spec)
-        play(spec, ledger)
-        drawn = points(ledger)
-        assert len(drawn) == 30
-        assert all(1e-4 <= point[LEARNING_RATE] <= 1e-1 for point in drawn)
-        assert all(0.1 <= point["model.dropout"] <= 0.3 for point in drawn)
-        assert {point["regime.train.report_every"] for point in drawn} == {2, 5, 8, 11}
-        assert {point["model.gru_layers"] for point in drawn} == {1, 3}
-        assert {point["regime.train.augment_speed"] for point in drawn} == {True, False}
-        assert len({point[LEARNING_RATE] for point in drawn}) == 30
+def test_the_arm_that_is_behind_catches_up_first(tmp_path: Path, opened: Open) -> None:
+    spec = spec_of(tmp_path, search=search(2), replication=NO_REPLICATION)
+    ledger = opened(spec)
+    alone = spec.with_(arms={"slow": spec.arms["slow"]})
+    run(StudySearcher(alone, ledger))
+    assert run(StudySearcher(spec, ledger)) == ["fast-000", "fast-001"]
 
 
-class TestEnd:
-    def test_nothing_is_proposed_while_trials_run_and_finished_is_said_when_they_ended(self, tmp_path: Path) -> None:
-        spec = study(tmp_path, search=searching(2), replication={"seeds": 0})
-        ledger = open_study(spec)
+def test_arms_draw_different_points(tmp_path: Path, opened: Open) -> None:
+    spec = spec_of(tmp_path, search=search(5), replication=NO_REPLICATION)
+    ledger = opened(spec)
+    run(StudySearcher(spec, ledger))
+    assert len({point[LEARNING_RATE] for point in points(ledger, spec)}) == 10
+
+
+@both_samplers
+def test_another_seed_draws_other_points(tmp_path: Path, opened: Open, sampler: dict[str, Any]) -> None:
+    drawn = []
+    for seed in (0, 1):
+        spec = one_arm(tmp_path / str(seed), {LEARNING_RATE: RATE}, 5, search=search(5, sampler, seed))
+        ledger = opened(spec)
+        run(StudySearcher(spec, ledger))
+        drawn += [point[LEARNING_RATE] for point in points(ledger, spec)]
+    assert len(set(drawn)) == 10
+
+
+@both_samplers
+@pytest.mark.parametrize("done", [1, 4, 9])
+def test_a_restart_proposes_what_would_have_been_proposed(
+    tmp_path: Path, opened: Open, sampler: dict[str, Any], done: int
+) -> None:
+    space = {LEARNING_RATE: RATE, f"{OPTIMISER}.weight_decay": {"kind": "uniform", "low": 0.0, "high": 0.1}}
+    spec = one_arm(tmp_path / "first", space, 12, search=search(12, sampler), replication={"top": 2, "seeds": 2})
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    run(searcher, at_most=done)
+    restarted = restarted_in(tmp_path / "second", ledger, spec, opened)
+    assert run(searcher) == run(restarted) != []
+    assert points(restarted.ledger, spec) == points(ledger, spec)
+
+
+@both_samplers
+def test_a_restart_with_trials_in_flight_goes_on_as_before(
+    tmp_path: Path, opened: Open, sampler: dict[str, Any]
+) -> None:
+    spec = one_arm(tmp_path / "first", {LEARNING_RATE: RATE}, 12, search=search(12, sampler))
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    run(searcher, at_most=5)
+    in_flight = [take(searcher), take(searcher)]
+    restarted = restarted_in(tmp_path / "second", ledger, spec, opened)
+    assert [take(restarted), take(restarted)] == in_flight
+    assert take(restarted) == take(searcher)
+    assert points(restarted.ledger, spec) == points(ledger, spec)
+
+
+def test_unfinished_trials_of_an_earlier_run_come_first_unchanged(tmp_path: Path, opened: Open) -> None:
+    spec = spec_of(tmp_path, search=search(3), replication=NO_REPLICATION)
+    ledger = opened(spec)
+    earlier = StudySearcher(spec, ledger)
+    before = [earlier.suggest("a") for _ in range(3)]
+    rows = ledger.trials(spec.study)
+    finish(ledger, spec, "fast-000", 0.5)
+    later = StudySearcher(spec, ledger)
+    assert [later.suggest("b"), later.suggest("c")] == [before[0], before[2]]
+    assert [t for t in ledger.trials(spec.study) if t.status == "unfinished"] == [rows[0], rows[2]]
+    assert take(later) == "fast-001"
+
+
+def test_the_ledger_has_a_trial_before_it_is_handed_out(tmp_path: Path, opened: Open) -> None:
+    spec = spec_of(tmp_path, search=search(1), replication=NO_REPLICATION)
+    ledger = opened(spec)
+    proposal = StudySearcher(spec, ledger).suggest("tune's id")
+    assert isinstance(proposal, dict)
+    (trial,) = ledger.trials(spec.study)
+    assert (trial.trial, trial.config) == (proposal["trial"], proposal["config"])
+    assert (trial.arm, trial.number, trial.origin, trial.status) == ("slow", 0, "search", "unfinished")
+    assert [stage["kind"] for stage in ledger.trial_stages(spec.study, trial.trial)] == ["supervised"]
+
+
+def test_the_configuration_is_the_arm_at_the_point(tmp_path: Path, opened: Open) -> None:
+    spec = spec_of(tmp_path, search=search(1), replication=NO_REPLICATION)
+    ledger = opened(spec)
+    run(StudySearcher(spec, ledger))
+    slow, fast = ledger.trials(spec.study)
+    assert slow.config["regime"]["train"]["learning_rate"] == slow.point[LEARNING_RATE]
+    assert slow.config["regime"]["train"]["augment_speed"] is True
+    assert fast.config["regime"]["train"]["augment_speed"] is False
+
+
+def test_nothing_is_proposed_while_the_last_trials_run(tmp_path: Path, opened: Open) -> None:
+    spec = spec_of(tmp_path, search=search(1), replication=NO_REPLICATION)
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    slow, fast = take(searcher), take(searcher)
+    assert searcher.suggest("a") is None
+    finish(ledger, spec, slow, 0.5)
+    assert searcher.suggest("a") is None
+    ledger.end_trial(spec.study, fast, "failed")
+    assert searcher.suggest("a") == Searcher.FINISHED
+    assert len(ledger.trials(spec.study)) == 2
+
+
+@both_samplers
+def test_a_failed_trial_counts_as_done(tmp_path: Path, opened: Open, sampler: dict[str, Any]) -> None:
+    spec = one_arm(tmp_path, {LEARNING_RATE: RATE}, 6, search=search(6, sampler))
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    for _ in range(3):
+        ledger.end_trial(spec.study, take(searcher), "failed", "diverged")
+    assert run(searcher) == ["arm-003", "arm-004", "arm-005"]
+
+
+def test_a_failed_trial_is_never_replicated(tmp_path: Path, opened: Open) -> None:
+    spec = one_arm(tmp_path, {LEARNING_RATE: RATE}, 3, replication={"top": 3, "seeds": 1})
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    failed = take(searcher)
+    last = ledger.trial_stages(spec.study, failed)[-1]
+    ledger.append(last["stage"], [report(10, dev_cer=0.0)])  # it was the best by far when it failed
+    ledger.end_trial(spec.study, failed, "failed")
+    assert sorted(run(searcher)) == ["arm-001", "arm-001-seed1", "arm-002", "arm-002-seed1"]
+
+
+def test_an_arm_whose_trials_all_failed_has_no_replications(tmp_path: Path, opened: Open) -> None:
+    spec = one_arm(tmp_path, {LEARNING_RATE: RATE}, 2, replication={"top": 1, "seeds": 3})
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    for _ in range(2):
+        ledger.end_trial(spec.study, take(searcher), "failed")
+    assert searcher.suggest("a") == Searcher.FINISHED
+
+
+def test_what_a_failed_trial_reported_does_not_steer_the_search(tmp_path: Path, opened: Open) -> None:
+    proposed = []
+    for cer in (None, 0.0, 9.0):
+        spec = one_arm(tmp_path / str(cer), {LEARNING_RATE: RATE}, 12, search=search(12, TPE))
+        ledger = opened(spec)
         searcher = StudySearcher(spec, ledger)
-        first, second = ask(searcher), ask(searcher)
-        assert searcher.suggest("any") is None
-        finish(ledger, spec, first, 0.4)
-        assert searcher.suggest("any") is None
-        ledger.end_trial("race", second["trial"], "failed", "out of memory")
-        assert searcher.suggest("any") == FINISHED
-        assert StudySearcher(spec, ledger).suggest("any") == FINISHED
-
-    def test_a_study_whose_trials_all_failed_is_finished(self, tmp_path: Path) -> None:
-        spec = study(tmp_path)
-        ledger = open_study(spec)
-        searcher = StudySearcher(spec, ledger)
-        while isinstance(proposal := searcher.suggest("any"), dict):
-            ledger.end_trial("race", proposal["trial"], "failed", "x")
-        assert proposal == FINISHED
-        assert len(ledger.trials("race")) == 3
+        run(searcher, at_most=5)
+        failed = take(searcher)
+        if cer is not None:
+            last = ledger.trial_stages(spec.study, failed)[-1]
+            ledger.append(last["stage"], [report(10, dev_cer=cer)])
+        ledger.end_trial(spec.study, failed, "failed")
+        run(searcher)
+        proposed.append(points(ledger, spec))
+    assert proposed[0] == proposed[1] == proposed[2]
+    assert len(proposed[0]) == 12
 
 
-class TestRestart:
-    @pytest.mark.parametrize("kind", ["tpe", "random"])
-    def test_a_study_that_is_killed_after_every_trial_proposes_what_one_that_is_not_does(
-        self, tmp_path: Path, kind: str
-    ) -> None:
-        """Bit for bit, TPE past its start-up included."""
-        spec, straight = (
-            study(tmp_path / "a", search=searching(9, kind)),
-            study(tmp_path / "b", search=searching(9, kind)),
-        )
-        killed_ledger, ledger = open_study(spec), open_study(straight)
-        killed = play(spec, killed_ledger)
-        searcher, through = StudySearcher(straight, ledger), []
-        while isinstance(proposal := searcher.suggest("any"), dict):
-            finish(ledger, straight, proposal, bowl(proposal["config"]))
-            through.append(proposal)
-        assert killed == through
-        assert len(killed) == 9 + 2
-
-    @pytest.mark.parametrize("kind", ["tpe", "random"])
-    def test_the_seed_decides_the_proposals(self, tmp_path: Path, kind: str) -> None:
-        played = []
-        for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-            spec = study(tmp_path / name, search=searching(5, kind, seed=seed))
-            played.append(play(spec, open_study(spec)))
-        assert played[0] == played[1]
-        assert played[0] != played[2]
-
-    def test_unfinished_trials_come_first_and_unchanged(self, tmp_path: Path) -> None:
-        spec = study(tmp_path, search=searching(4))
-        ledger = open_study(spec)
-        before = StudySearcher(spec, ledger)
-        first, second, third = ask(before), ask(before), ask(before)
-        finish(ledger, spec, second, 0.3)
-        points_before = points(ledger)
-        after = StudySearcher(spec, ledger)
-        assert [ask(after), ask(after)] == [first, third]
-        assert points(ledger) == points_before
-        assert ask(after)["trial"] == "one-003"
-        assert after.suggest("any") is None
-
-    def test_an_unfinished_replication_comes_again_with_its_seed(self, tmp_path: Path) -> None:
-        spec = study(tmp_path, search=searching(1))
-        ledger = open_study(spec)
-        searcher = StudySearcher(spec, ledger)
-        finish(ledger, spec, ask(searcher), 0.3)
-        replication = ask(searcher)
-        again = ask(StudySearcher(spec, ledger))
-        assert again == replication
-        assert by_name(ledger)[again["trial"]].origin == "replication"
-        assert len(ledger.trials("race")) == 2
-
-    def test_failed_trials_that_are_retried_come_again(self, tmp_path: Path) -> None:
-        spec = study(tmp_path, search=searching(2), replication={"seeds": 0})
-        ledger = open_study(spec)
-        searcher = StudySearcher(spec, ledger)
-        first, second = ask(searcher), ask(searcher)
-        ledger.end_trial("race", first["trial"], "failed", "x")
-        finish(ledger, spec, second, 0.3)
-        assert StudySearcher(spec, ledger).suggest("any") == FINISHED
-        ledger.reopen_failed("race")
-        assert ask(StudySearcher(spec, ledger)) == first
-
-    def test_tune_finds_nothing_to_pickle(self, tmp_path: Path) -> None:
-        spec = study(tmp_path)
-        searcher = StudySearcher(spec, open_study(spec))
-        ask(searcher)
-        assert pickle.loads(pickle.dumps(searcher)).__dict__ == {}
-
-    def test_more_trials_on_a_finished_study_are_only_the_additional_ones(self, tmp_path: Path) -> None:
-        spec = study(tmp_path / "a", search=searching(4), replication={"seeds": 0})
-        ledger = open_study(spec)
-        play(spec, ledger)
-        before = points(ledger)
-        more = study(tmp_path / "a", search=searching(7), replication={"seeds": 0})
-        added = play(more, ledger)
-        assert [proposal["trial"] for proposal in added] == ["one-004", "one-005", "one-006"]
-        assert points(ledger)[:4] == before
-        straight = study(tmp_path / "b", search=searching(7), replication={"seeds": 0})
-        at_once = open_study(straight)
-        play(straight, at_once)
-        assert points(ledger) == points(at_once)
+def test_replication_waits_until_the_search_of_the_arm_is_over(tmp_path: Path, opened: Open) -> None:
+    spec = one_arm(tmp_path, {LEARNING_RATE: RATE}, 2, replication={"top": 1, "seeds": 1})
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    first, second = take(searcher), take(searcher)
+    finish(ledger, spec, first, 0.5)
+    assert searcher.suggest("a") is None
+    finish(ledger, spec, second, 0.1)
+    assert take(searcher) == f"{second}-seed1"
 
 
-class TestFailures:
-    def test_are_told_as_failed_and_teach_the_sampler_nothing(self, tmp_path: Path) -> None:
-        """A failure moves no proposal towards or away from it: TPE goes on as if in its start-up."""
-        spec = study(tmp_path / "tpe", search=searching(8, "tpe", startup=4), replication={"seeds": 0})
-        random = study(tmp_path / "random", search=searching(8, "random"), replication={"seeds": 0})
-        ledger = open_study(spec)
-        while isinstance(proposal := StudySearcher(spec, ledger).suggest("any"), dict):
-            ledger.end_trial("race", proposal["trial"], "failed", "x")
-        random_ledger = open_study(random)
-        play(random, random_ledger)
-        assert points(ledger) == points(random_ledger)
-
-    def test_are_not_replicated(self, tmp_path: Path) -> None:
-        spec = study(tmp_path, search=searching(3))
-        ledger = open_study(spec)
-        searcher = StudySearcher(spec, ledger)
-        best, middle, worst = ask(searcher), ask(searcher), ask(searcher)
-        last = stages_of(TrialConfig.model_validate(best["config"]))[-1]
-        ledger.append(last.fingerprint(), [report(last.steps, dev_cer=0.01, dev_wer=0.01)])
-        ledger.end_trial("race", best["trial"], "failed", "the disk is full")
-        finish(ledger, spec, middle, 0.5)
-        finish(ledger, spec, worst, 0.9)
-        assert [ask(searcher)["trial"] for _ in range(2)] == [f"{middle['trial']}-seed{seed}" for seed in (1, 2)]
+def test_an_arm_is_replicated_while_another_is_still_searched(tmp_path: Path, opened: Open) -> None:
+    spec = spec_of(tmp_path, search=search(1), replication={"top": 1, "seeds": 1})
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    take(searcher)
+    finish(ledger, spec, take(searcher), 0.5)
+    assert take(searcher) == "fast-000-seed1"
+    assert searcher.suggest("a") is None
 
 
-class TestReplication:
-    def test_waits_for_the_end_of_the_search_of_its_own_arm_only(self, tmp_path: Path) -> None:
-        arm = {"trial": supervised(), "space": {LEARNING_RATE: RATE}}
-        spec = study(tmp_path, {"a": arm, "b": arm}, search=searching(2), replication={"seeds": 1})
-        ledger = open_study(spec)
-        searcher = StudySearcher(spec, ledger)
-        trials = {proposal["trial"]: proposal for proposal in (ask(searcher) for _ in range(4))}
-        finish(ledger, spec, trials["a-000"], 0.5)
-        assert searcher.suggest("any") is None
-        finish(ledger, spec, trials["a-001"], 0.4)
-        assert ask(searcher)["trial"] == "a-001-seed1"
-        assert searcher.suggest("any") is None
-        finish(ledger, spec, trials["b-000"], 0.1)
-        finish(ledger, spec, trials["b-001"], 0.2)
-        assert ask(searcher)["trial"] == "b-000-seed1"
-
-    def test_takes_the_best_of_each_arm_with_fresh_seeds(self, tmp_path: Path) -> None:
-        arms = {
-            name: {"trial": {**supervised(), "seed": seed}, "space": {LEARNING_RATE: RATE}}
-            for name, seed in (("a", 0), ("b", 10))
-        }
-        spec = study(tmp_path, arms, search=searching(4), replication={"top": 2, "seeds": 3})
-        ledger = open_study(spec)
-        play(spec, ledger)
-        for arm, seed in (("a", 0), ("b", 10)):
-            searched = [t for t in ledger.trials("race") if t.arm == arm and t.origin == "search"]
-            best = sorted(searched, key=lambda t: bowl(t.config))[:2]
-            replicated = [t for t in ledger.trials("race") if t.arm == arm and t.origin == "replication"]
-            assert {(t.number, t.seed) for t in replicated} == {
-                (t.number, fresh) for t in best for fresh in (seed + 1, seed + 2, seed + 3)
-            }
-            for trial in replicated:
-                original = next(t for t in best if t.number == trial.number)
-                assert trial.point == original.point
-                assert trial.config == {**original.config, "seed": trial.seed}
-
-    def test_of_an_arm_without_a_space_repeats_its_one_trial(self, tmp_path: Path) -> None:
-        spec = study(tmp_path, {"one": {"trial": supervised()}})
-        names = [proposal["trial"] for proposal in play(spec, open_study(spec), cer=lambda _: 0.5)]
-        assert names == ["one-000", "one-000-seed1", "one-000-seed2"]
-
-    def test_seeds_are_fresh_even_where_seeds_are_a_grid(self, tmp_path: Path) -> None:
-        """A seed that the search has had gives the same trial again, and no news."""
-        space = {"seed": {"kind": "grid", "choices": [0, 1, 2]}}
-        spec = study(tmp_path, {"one": {"trial": supervised(), "space": space}})
-        ledger = open_study(spec)
-        play(spec, ledger, cer=lambda config: 0.2 + config["seed"] / 10)
-        seeds = [trial.seed for trial in ledger.trials("race")]
-        assert len(seeds) == 3 + 2
-        assert len(set(seeds)) == len(seeds)
+def test_the_best_are_replicated_at_their_point_with_the_next_seeds(tmp_path: Path, opened: Open) -> None:
+    arms = {"arm": {"trial": {**supervised(), "seed": 10}, "space": {LEARNING_RATE: RATE}}}
+    spec = one_arm(tmp_path, {}, 6, arms=arms, search=search(6), replication={"top": 2, "seeds": 3})
+    ledger = opened(spec)
+    names = run(StudySearcher(spec, ledger))
+    searched = [t for t in ledger.trials(spec.study) if t.origin == "search"]
+    best = sorted(searched, key=lambda t: bowl(t.point))[:2]
+    assert names[6:] == [f"{t.trial}-seed{seed}" for t in best for seed in (11, 12, 13)]
+    for original in best:
+        for seed in (11, 12, 13):
+            found = trial_of(ledger, spec, f"{original.trial}-seed{seed}")
+            assert (found.origin, found.seed, found.point) == ("replication", seed, original.point)
+            assert found.config == {**original.config, "seed": seed}
 
 
-class TestGrid:
-    def test_every_combination_gets_the_samples_in_turn(self, tmp_path: Path) -> None:
-        space = {
-            "model.gru_layers": {"kind": "grid", "choices": [1, 2]},
-            LEARNING_RATE: RATE,
-            "model.cnn_layers": {"kind": "grid", "choices": [0, 1, 2]},
-        }
-        spec = study(tmp_path, {"one": {"trial": supervised(), "space": space}}, search=searching(3))
-        ledger = open_study(spec)
-        play(spec, ledger)
-        trials = [t for t in ledger.trials("race") if t.origin == "search"]
-        cells = [(t.point["model.gru_layers"], t.point["model.cnn_layers"]) for t in trials]
-        assert cells == [(gru, cnn) for gru in (1, 2) for cnn in (0, 1, 2)] * 3
-        assert all(t.grid.items() <= t.point.items() and len(t.grid) == 2 for t in trials)
-        assert len({t.point[LEARNING_RATE] for t in trials}) == 18
-
-    def test_combinations_are_searched_apart(self, tmp_path: Path) -> None:
-        """The results of one combination do not reach the proposals of another."""
-        space = {"model.gru_layers": {"kind": "grid", "choices": [1, 2]}, LEARNING_RATE: RATE}
-        found = []
-        for name, elsewhere in (("a", 0.3), ("b", 0.9)):
-            spec = study(
-                tmp_path / name,
-                {"one": {"trial": supervised(), "space": space}},
-                search=searching(8),
-                replication={"seeds": 0},
-            )
-            ledger = open_study(spec)
-
-            def cer(config: dict[str, Any], elsewhere: float = elsewhere) -> float:
-                mine = config["model"]["gru_layers"] == 1
-                return bowl(config) if mine else elsewhere * config["regime"]["train"]["learning_rate"]
-
-            play(spec, ledger, cer)
-            found.append([p[LEARNING_RATE] for p in points(ledger) if p["model.gru_layers"] == 1])
-        assert found[0] == found[1]
-        assert len(found[0]) == 8
+def test_a_lucky_replication_is_not_replicated_itself(tmp_path: Path, opened: Open) -> None:
+    spec = one_arm(tmp_path, {LEARNING_RATE: RATE}, 2, replication={"top": 1, "seeds": 2})
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    run(searcher, at_most=2)
+    finish(ledger, spec, take(searcher), -1.0)
+    assert len(run(searcher)) == 1
 
 
-class TestConditions:
-    def test_an_inactive_parameter_is_absent_from_point_and_trial(self, tmp_path: Path) -> None:
-        rate = "regime.finetune.learning_rate"
-        space = {
-            "model.gru_layers": {"kind": "categorical", "choices": [1, 2]},
-            "model.dropout": {"kind": "uniform", "low": 0.2, "high": 0.4, "when": {"model.gru_layers": [2]}},
-            rate: RATE,
-        }
-        spec = study(tmp_path, {"one": {"trial": pretrain_finetune(), "space": space}}, search=searching(20))
-        ledger = open_study(spec)
-        play(spec, ledger, cer=lambda config: 0.3 + abs(config["model"]["dropout"] - 0.3))
-        trials = [t for t in ledger.trials("race") if t.origin == "search"]
-        assert {t.point["model.gru_layers"] for t in trials} == {1, 2}
-        for trial in trials:
-            deep = trial.point["model.gru_layers"] == 2
-            assert ("model.dropout" in trial.point) == deep
-            assert (trial.config["model"]["dropout"] > 0) == deep
-            assert rate in trial.point
-
-    def test_a_sampled_parameter_may_depend_on_a_grid(self, tmp_path: Path) -> None:
-        space = {
-            "model.gru_layers": {"kind": "grid", "choices": [1, 2]},
-            "model.dropout": {"kind": "uniform", "low": 0.2, "high": 0.4, "when": {"model.gru_layers": [2]}},
-        }
-        spec = study(tmp_path, {"one": {"trial": supervised(), "space": space}}, search=searching(2))
-        ledger = open_study(spec)
-        play(spec, ledger, cer=lambda _: 0.5)
-        assert [sorted(point) for point in points(ledger)] == [
-            ["model.gru_layers"],
-            ["model.dropout", "model.gru_layers"],
-        ] * 2
+def test_each_combination_of_a_grid_gets_the_same_number_of_samples(tmp_path: Path, opened: Open) -> None:
+    gru_layers = {"kind": "grid", "choices": [1, 2, 3]}
+    spec = one_arm(tmp_path, {CNN_LAYERS: GRID, GRU_LAYERS: gru_layers, LEARNING_RATE: RATE}, 4)
+    ledger = opened(spec)
+    assert len(run(StudySearcher(spec, ledger))) == 24
+    trials = ledger.trials(spec.study)
+    combinations = Counter((t.point[CNN_LAYERS], t.point[GRU_LAYERS]) for t in trials)
+    assert combinations == {(cnn, gru): 4 for cnn in (1, 2) for gru in (1, 2, 3)}
+    assert len({t.point[LEARNING_RATE] for t in trials}) == 24
+    assert all(t.grid == {CNN_LAYERS: t.point[CNN_LAYERS], GRU_LAYERS: t.point[GRU_LAYERS]} for t in trials)
+    assert all(t.config["model"]["cnn_layers"] == t.point[CNN_LAYERS] for t in trials)
 
 
-class TestEstimator:
-    def test_it_learns_from_results(self, tmp_path: Path) -> None:
-        """Over five seeds, the late proposals of TPE lie several times closer to the optimum than random ones."""
-        distances: dict[str, list[float]] = {"tpe": [], "random": []}
-        for kind, collected in distances.items():
-            for seed in range(5):
-                spec = study(
-                    tmp_path / f"{kind}{seed}",
-                    search=searching(30, kind, seed=seed, startup=8),
-                    replication={"seeds": 0},
-                )
-                ledger = open_study(spec)
-                play(spec, ledger)
-                late = points(ledger)[15:]
-                collected += [abs(math.log10(point[LEARNING_RATE]) - OPTIMUM) for point in late]
-        # Random: uniform over three decades with the optimum in the middle, so 0.75 in the median.
-        assert statistics.median(distances["random"]) == pytest.approx(0.75, abs=0.2)
-        assert statistics.median(distances["tpe"]) < statistics.median(distances["random"]) / 2
+def test_results_of_one_combination_do_not_steer_another(tmp_path: Path, opened: Open) -> None:
+    proposed = []
+    for best in (-4, 0):  # of the second combination
 
-    def test_it_draws_at_random_until_it_has_enough(self, tmp_path: Path) -> None:
-        late, never = (
-            study(tmp_path / name, search=searching(6, startup=startup), replication={"seeds": 0})
-            for name, startup in (("late", 4), ("never", 50))
-        )
-        first, second = open_study(late), open_study(never)
-        play(late, first)
-        play(never, second)
-        assert points(first)[:4] == points(second)[:4]
-        assert points(first)[4:] != points(second)[4:]
+        def loss(point: dict[str, Any], best: int = best) -> float:
+            return bowl(point) if point[CNN_LAYERS] == 1 else abs(math.log10(point[LEARNING_RATE]) - best)
+
+        spec = one_arm(tmp_path / str(best), {CNN_LAYERS: GRID, LEARNING_RATE: RATE}, 12, search=search(12, TPE))
+        ledger = opened(spec)
+        run(StudySearcher(spec, ledger), loss)
+        proposed.append(points(ledger, spec))
+    first, second = ([[p for p in found if p[CNN_LAYERS] == layers] for found in proposed] for layers in (1, 2))
+    assert first[0] == first[1]
+    assert second[0] != second[1]
+
+
+def test_a_grid_without_sampled_parameters_runs_each_combination_once(tmp_path: Path, opened: Open) -> None:
+    spec = one_arm(tmp_path, {CNN_LAYERS: GRID, GRU_LAYERS: GRID}, 5)
+    ledger = opened(spec)
+    run(StudySearcher(spec, ledger), loss=lambda point: 0.5)
+    found = [(point[CNN_LAYERS], point[GRU_LAYERS]) for point in points(ledger, spec)]
+    assert sorted(found) == [(1, 1), (1, 2), (2, 1), (2, 2)]
+
+
+def test_an_arm_without_a_space_runs_once(tmp_path: Path, opened: Open) -> None:
+    spec = one_arm(tmp_path, {}, 5)
+    ledger = opened(spec)
+    assert run(StudySearcher(spec, ledger), loss=lambda point: 0.5) == ["arm-000"]
+    assert points(ledger, spec) == [{}]
+
+
+@both_samplers
+def test_a_parameter_whose_condition_does_not_hold_is_absent(
+    tmp_path: Path, opened: Open, sampler: dict[str, Any]
+) -> None:
+    decay = f"{OPTIMISER}.weight_decay"
+    space = {
+        LEARNING_RATE: RATE,
+        CNN_LAYERS: {"kind": "categorical", "choices": [1, 2]},
+        decay: {"kind": "uniform", "low": 0.02, "high": 0.1, "when": {CNN_LAYERS: [2]}},
+    }
+    spec = one_arm(tmp_path, space, 15, search=search(15, sampler))
+    ledger = opened(spec)
+    run(StudySearcher(spec, ledger))
+    trials = ledger.trials(spec.study)
+    assert {t.point[CNN_LAYERS] for t in trials} == {1, 2}
+    for trial in trials:
+        found = trial.config["regime"]["train"]["optimiser"]["weight_decay"]
+        if trial.point[CNN_LAYERS] == 2:
+            assert found == trial.point[decay] >= 0.02
+        else:
+            assert decay not in trial.point
+            assert found == 0.01  # the default
+
+
+def test_a_condition_may_depend_on_a_grid(tmp_path: Path, opened: Open) -> None:
+    space = {CNN_LAYERS: GRID, LEARNING_RATE: {**RATE, "when": {CNN_LAYERS: [2]}}}
+    spec = one_arm(tmp_path, space, 3)
+    ledger = opened(spec)
+    run(StudySearcher(spec, ledger), loss=lambda point: 0.5)
+    found = Counter((point[CNN_LAYERS], LEARNING_RATE in point) for point in points(ledger, spec))
+    assert found == {(1, False): 3, (2, True): 3}
+
+
+@both_samplers
+def test_more_trials_asked_for_later_are_additional(tmp_path: Path, opened: Open, sampler: dict[str, Any]) -> None:
+    few = one_arm(tmp_path / "grown", {LEARNING_RATE: RATE}, 4, search=search(4, sampler))
+    ledger = opened(few)
+    run(StudySearcher(few, ledger))
+    before = ledger.trials(few.study)
+    many = one_arm(tmp_path / "grown", {LEARNING_RATE: RATE}, 7, search=search(7, sampler))
+    assert run(StudySearcher(many, ledger)) == ["arm-004", "arm-005", "arm-006"]
+    assert ledger.trials(few.study)[:4] == before
+    at_once = many.with_(storage=tmp_path / "at once")
+    other = opened(at_once)
+    run(StudySearcher(at_once, other))
+    assert points(other, at_once) == points(ledger, many)
+
+
+def test_more_samples_of_a_grid_keep_its_combinations_even(tmp_path: Path, opened: Open) -> None:
+    for trials in (1, 3):
+        spec = one_arm(tmp_path, {CNN_LAYERS: GRID, LEARNING_RATE: RATE}, trials)
+        ledger = opened(spec)
+        run(StudySearcher(spec, ledger))
+        assert Counter(point[CNN_LAYERS] for point in points(ledger, spec)) == {1: trials, 2: trials}
+
+
+def mean_distance_of_the_last_ten(storage: Path, opened: Open, sampler: dict[str, Any]) -> float:
+    """From the best learning rate, in powers of ten, over three searches of thirty trials."""
+    distances: list[float] = []
+    for seed in range(3):
+        spec = one_arm(storage / str(seed), {LEARNING_RATE: RATE}, 30, search=search(30, sampler, seed))
+        ledger = opened(spec)
+        run(StudySearcher(spec, ledger))
+        distances += [math.sqrt(bowl(point)) for point in points(ledger, spec)[-10:]]
+    return sum(distances) / len(distances)
+
+
+def test_tpe_learns_from_results(tmp_path: Path, opened: Open) -> None:
+    tpe = mean_distance_of_the_last_ten(tmp_path / "tpe", opened, {"kind": "tpe", "startup_trials": 10})
+    random = mean_distance_of_the_last_ten(tmp_path / "random", opened, RANDOM)
+    assert tpe < 0.7 * random
+
+
+def test_values_lie_in_their_intervals_and_on_their_rasters(tmp_path: Path, opened: Open) -> None:
+    space = {
+        LEARNING_RATE: RATE,
+        "model.dropout": {"kind": "uniform", "low": 0.1, "high": 0.3},
+        "regime.train.report_every": {"kind": "int", "low": 2, "high": 12, "step": 3},
+        "regime.train.augment_speed": {"kind": "categorical", "choices": [True, False]},
+    }
+    spec = one_arm(tmp_path, space, 30)
+    ledger = opened(spec)
+    run(StudySearcher(spec, ledger))
+    drawn = points(ledger, spec)
+    assert all(1e-4 <= point[LEARNING_RATE] <= 1.0 for point in drawn)
+    assert all(0.1 <= point["model.dropout"] <= 0.3 for point in drawn)
+    assert {point["regime.train.report_every"] for point in drawn} == {2, 5, 8, 11}
+    assert {point["regime.train.augment_speed"] for point in drawn} == {True, False}
+
+
+def test_replication_seeds_are_fresh_even_where_seeds_are_a_grid(tmp_path: Path, opened: Open) -> None:
+    """A seed that the search has had would give the same trial again, and no news."""
+    spec = one_arm(tmp_path, {"seed": {"kind": "grid", "choices": [0, 1, 2]}}, 5, replication={"top": 1, "seeds": 2})
+    ledger = opened(spec)
+    run(StudySearcher(spec, ledger), loss=lambda point: 0.2 + point["seed"] / 10)
+    seeds = [trial.seed for trial in ledger.trials(spec.study)]
+    assert len(seeds) == len(set(seeds)) == 3 + 2
+
+
+def test_an_unfinished_replication_comes_again_with_its_seed(tmp_path: Path, opened: Open) -> None:
+    spec = one_arm(tmp_path, {LEARNING_RATE: RATE}, 1, replication={"top": 1, "seeds": 2})
+    ledger = opened(spec)
+    earlier = StudySearcher(spec, ledger)
+    finish(ledger, spec, take(earlier), 0.3)
+    replication = earlier.suggest("a")
+    assert StudySearcher(spec, ledger).suggest("b") == replication
+    assert [t.origin for t in ledger.trials(spec.study)] == ["search", "replication"]
+
+
+def test_a_failed_trial_that_is_retried_comes_again_unchanged(tmp_path: Path, opened: Open) -> None:
+    spec = one_arm(tmp_path, {LEARNING_RATE: RATE}, 2)
+    ledger = opened(spec)
+    searcher = StudySearcher(spec, ledger)
+    failed = searcher.suggest("a")
+    assert isinstance(failed, dict)
+    ledger.end_trial(spec.study, failed["trial"], "failed", "the disk is full")
+    run(searcher)
+    assert StudySearcher(spec, ledger).suggest("b") == Searcher.FINISHED
+    ledger.reopen_failed(spec.study)
+    assert StudySearcher(spec, ledger).suggest("c") == failed
+
+
+def test_tune_finds_nothing_to_pickle(tmp_path: Path, opened: Open) -> None:
+    """Tune saves its searcher beside its results; an open database or the whole study would go with it."""
+    spec = one_arm(tmp_path, {LEARNING_RATE: RATE}, 2)
+    searcher = StudySearcher(spec, opened(spec))
+    take(searcher)
+    assert vars(pickle.loads(pickle.dumps(searcher))) == {}
+
+
+def test_tpe_draws_at_random_until_it_has_seen_enough(tmp_path: Path, opened: Open) -> None:
+    drawn = []
+    for startup in (4, 50):
+        sampler = {"kind": "tpe", "startup_trials": startup}
+        spec = one_arm(tmp_path / str(startup), {LEARNING_RATE: RATE}, 6, search=search(6, sampler))
+        ledger = opened(spec)
+        run(StudySearcher(spec, ledger))
+        drawn.append(points(ledger, spec))
+    assert drawn[0][:4] == drawn[1][:4]
+    assert drawn[0][4:] != drawn[1][4:]

@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from study.ledger import Ledger
-from study.tracking import Mirror, MirrorProcess, tracking_uri
+from study.tracking import BATCH, Mirror, MirrorProcess, tracking_uri
 from tests.conftest import pretrain_finetune, small_trial
 from trainables.stage import Report
 from trainables.trial import TrialConfig, stages_of
@@ -214,10 +214,101 @@ def test_no_url_is_visible_in_the_process_list(
     server: Server, ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     process = MirrorProcess(ledger.url, study_of(request), tmp_path, server.uri)
-    command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    while not (command := Path(f"/proc/{process.pid}/cmdline").read_bytes()):  # empty for a moment while it starts
+        time.sleep(0.001)
     assert b"study.tracking" in command
     assert b"://" not in command
     assert process.finish(None, "")
+
+
+def test_a_password_in_the_url_of_the_server_is_not_in_the_log(
+    ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    uri = Server(tmp_path).uri.replace("//", "//me:s3cret@")  # nobody listens there
+    process = MirrorProcess(ledger.url, study_of(request), tmp_path, uri)
+    assert not process.finish(None, "")
+    assert "s3cret" not in process.log.read_text()
+
+
+def test_more_points_than_one_request_holds_arrive_once_each(
+    server: Server, ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    study = study_of(request)
+    (stage,) = ledger.trial_stages(study, "arm-001")
+    count = 2 * BATCH + BATCH // 2
+    ledger.append(stage["stage"], [report(step, diversity=1 / step) for step in range(1, count + 1)])
+    for _ in range(2):
+        Mirror(ledger, study, tmp_path, server.uri).sync(live=True)
+        found = history(server.uri, runs(server.uri, study)["arm-001"], "pretrain/diversity")
+        assert sorted(found) == [(step, 1 / step) for step in range(1, count + 1)]
+
+
+def test_a_retried_trial_sheds_the_cause_of_its_failure(
+    server: Server, ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    study = study_of(request)
+    ledger.end_trial(study, "arm-001", "failed", "the disk is full")
+    Mirror(ledger, study, tmp_path, server.uri).sync(live=False)
+    ledger.reopen_failed(study)
+    Mirror(ledger, study, tmp_path, server.uri).sync(live=True)
+    assert runs(server.uri, study)["arm-001"].info.status == "RUNNING"
+    ledger.end_trial(study, "arm-001", "finished")
+    Mirror(ledger, study, tmp_path, server.uri).sync(live=False)
+    trial = runs(server.uri, study)["arm-001"]
+    assert trial.info.status == "FINISHED"
+    assert "study.cause" not in trial.data.tags
+
+
+STUDY = """
+import sys, time
+from pathlib import Path
+from study.tracking import MirrorProcess
+
+print(MirrorProcess(sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_when_the_study_is_killed_the_mirror_says_so_and_ends(
+    server: Server, ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    study = study_of(request)
+    words = [sys.executable, "-c", STUDY, ledger.url, study, str(tmp_path), server.uri]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    mirror = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{mirror}/cmdline").is_file() and Path(f"/proc/{mirror}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, "the mirror goes on"
+        time.sleep(0.1)
+    check_content(server.uri, study)
+    statuses = {key: run.info.status for key, run in runs(server.uri, study).items()}
+    assert statuses == {"study": "FINISHED", "arm-000": "FINISHED", "arm-001": "KILLED"}
+
+
+def test_a_server_that_is_killed_in_between_has_everything_after_the_next_run(
+    server: Server, ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    study = study_of(request)
+    process = MirrorProcess(ledger.url, study, tmp_path, server.uri)
+    deadline = time.monotonic() + 60
+    while not ledger.mirrored(server.uri, study, "arm-001"):
+        assert time.monotonic() < deadline, process.log.read_text()
+        time.sleep(0.1)
+    server.kill()
+    try:
+        (stage,) = ledger.trial_stages(study, "arm-001")
+        ledger.append(stage["stage"], [report(3, contrastive=1.0)])
+        assert not process.finish(None, "")
+    finally:
+        server.start()
+    again = MirrorProcess(ledger.url, study, tmp_path, server.uri)
+    assert again.finish(None, ""), again.log.read_text()
+    found = runs(server.uri, study)
+    assert set(found) == {"study", "arm-000", "arm-001"}
+    assert history(server.uri, found["arm-001"], "pretrain/contrastive") == [(1, 3.0), (2, 2.0), (3, 1.0)]
 
 
 def test_the_sweep_file_comes_before_the_environment_before_the_default(

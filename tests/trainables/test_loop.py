@@ -139,7 +139,7 @@ def _worker(rank: int, stage: Stage, storage: Path, rendezvous: Path) -> None:
 
 @pytest.mark.parametrize("regime", REGIMES)
 def test_two_workers_train_as_one(small_corpus: Path, tmp_path: Path, regime: str) -> None:
-    """gloo; tolerance 1e-3 relative: float32 sums in another order, grown over two stages of 6 updates."""
+    """gloo; measured: losses differ by 3e-6 relative, weights by 1e-5, for float32 sums come in another order."""
     alone, together = StageStore(tmp_path / "alone"), StageStore(tmp_path / "together")
     *_, last = chain = stages(small_corpus, REGIMES[regime](6))
     for stage in chain:
@@ -152,11 +152,11 @@ def test_two_workers_train_as_one(small_corpus: Path, tmp_path: Path, regime: st
         assert two
         for expected, found in zip(one.reports, two.reports, strict=True):
             losses = {name: v for name, v in expected.metrics.items() if not name.startswith(("dev_", "test_"))}
-            assert {name: found.metrics[name] for name in losses} == pytest.approx(losses, rel=1e-3, abs=1e-3)
+            assert {name: found.metrics[name] for name in losses} == pytest.approx(losses, rel=1e-4, abs=1e-6)
             assert found.audio_seconds == pytest.approx(expected.audio_seconds)
         ours, theirs = weights(stage, alone), weights(stage, together)
         for name, tensor in ours.items():
-            torch.testing.assert_close(theirs[name], tensor, rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(theirs[name], tensor, rtol=1e-4, atol=5e-5)
     assert math.isfinite(two.last.metrics["dev_cer"])
 
 

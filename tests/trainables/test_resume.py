@@ -185,6 +185,17 @@ def test_the_first_update_moves_weights_by_the_scheduled_learning_rate(small_cor
     torch.testing.assert_close(moved, torch.full_like(moved, 1e-3), rtol=1e-3, atol=0)
 
 
+def test_dropout_differs_from_step_to_step(tmp_path: Path) -> None:
+    """One utterance, no masks, a rate at which nothing moves: the losses can differ by the noise alone."""
+    root = write_corpus(tmp_path / "corpus", spanish_rows(3))
+    still = {"batch_seconds": 6, "report_every": 1, "augment_speed": False, "learning_rate": 1e-30}
+    mask = {"time_probability": 0, "channel_probability": 0}
+    regime = {"kind": "supervised", "train": {"steps": 4, **still, "loss": {"mask": mask}}}
+    for dropout, different in {0.0: 1, 0.5: 4}.items():
+        (stage,) = stages(root, regime, dropout=dropout)
+        assert len({report.metrics["ctc"] for report in run(stage, StageStore(tmp_path))}) == different
+
+
 def test_reports_count_the_audio_that_the_stage_drew(small_corpus: Path, tmp_path: Path) -> None:
     """The joint stage draws unlabelled audio in every step and labelled audio in three of five."""
     corpus = corpus_of(small_corpus)
