@@ -137,14 +137,20 @@ def probe_points(space: Space) -> Iterator[Point]:
 def _points(space: Space, choices: Mapping[str, Sequence[Value]]) -> Iterator[Point]:
     seen: set[tuple[tuple[str, Value], ...]] = set()
     for values in itertools.product(*choices.values()):
-        point: Point = {}
-        for (path, distribution), value in zip(space.items(), values, strict=True):
-            if distribution.active(point):
-                point[path] = value
+        point = active_part(space, values)
         key = tuple(point.items())
         if key not in seen:
             seen.add(key)
             yield point
+
+
+def active_part(space: Space, values: Sequence[Value]) -> Point:
+    """The point of one value for each parameter, without those whose conditions do not hold."""
+    point: Point = {}
+    for (path, distribution), value in zip(space.items(), values, strict=True):
+        if distribution.active(point):
+            point[path] = value
+    return point
 
 
 def with_conditions(space: Space, paths: Collection[str]) -> Space:

@@ -10,11 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from search_spaces.space import (
     Grid,
     Point,
+    Space,
     Value,
+    active_part,
     finite_points,
     grid_points,
     probe_points,
@@ -105,7 +108,7 @@ def make_plan(spec: StudySpec) -> Plan:
     """What the study will run at most. A stage that several trials or arms ask for is trained once."""
     plan, tallies = Plan(), dict[str, _Tally]()
     for arm in spec.arms:
-        stages = _stages(spec, arm, {})
+        stages = stages_of(spec.trial_config(arm))
         plan.arms[arm] = ArmPlan(search_trials(spec, arm), _replications(spec, arm), tuple(s.kind for s in stages))
         for index, stage in enumerate(stages):
             _tally_stage(tallies.setdefault(stage.kind, _Tally()), spec, arm, index)
@@ -137,22 +140,63 @@ def _replications(spec: StudySpec, arm: str) -> int:
     return _replicated(spec, arm) * spec.replication.seeds
 
 
+class _Points:
+    """The stages at points of an arm's space, each worked out once."""
+
+    def __init__(self, spec: StudySpec, arm: str) -> None:
+        self._spec, self._arm = spec, arm
+        self.space = spec.arms[arm].space
+        self._known: dict[tuple[Any, ...], Sequence[Stage]] = {}
+
+    def stages(self, point: Point, seed: int | None = None) -> Sequence[Stage]:
+        key = (*point.items(), seed)
+        if key not in self._known:
+            self._known[key] = stages_of(self._spec.trial_config(self._arm, point, seed))
+        return self._known[key]
+
+    def deciding(self, index: int) -> Space:
+        """The parameters that can change the stage number `index`, and those that these depend on.
+
+        A parameter decides when two choices of values that differ in it alone have different stages.
+        """
+        found: dict[tuple[Any, ...], str] = {}
+        deciding: set[str] = set()
+        choices = itertools.product(*(distribution.probes() for distribution in self.space.values()))
+        for values in itertools.islice(choices, MAX_ENUMERATED):
+            fingerprint = self.stages(active_part(self.space, values))[index].fingerprint()
+            for position, path in enumerate(self.space):
+                others = (path, *values[:position], *values[position + 1 :])
+                if found.setdefault(others, fingerprint) != fingerprint:
+                    deciding.add(path)
+        return with_conditions(self.space, deciding)
+
+    def completed(self, point: Point, deciding: Space) -> Point:
+        """The point with a value for each active parameter that does not decide, for it may still be set."""
+        whole: Point = {}
+        for path, distribution in self.space.items():
+            if path in point:
+                whole[path] = point[path]
+            elif path not in deciding and distribution.active(whole):
+                whole[path] = distribution.probes()[0]
+        return whole
+
+
 def _tally_stage(tally: _Tally, spec: StudySpec, arm: str, index: int) -> None:
     """Add the stage number `index` of every trial of the arm."""
-    space = spec.arms[arm].space
-    deciding = with_conditions(space, [path for path in space if _decides(spec, arm, path, index)])
+    at = _Points(spec, arm)
+    deciding = at.deciding(index)
     is_open = size(deciding) > MAX_ENUMERATED
     points = list(itertools.islice(probe_points(deciding) if is_open else finite_points(deciding), MAX_ENUMERATED))
 
     def possible(grid: Point, seed: int | None = None) -> Stages:
         """The stages that trials with these values of the deciding grids may ask for."""
-        matching = [point for point in points if grid.items() <= point.items()]
-        stages = [_stages(spec, arm, point, seed)[index] for point in matching]
+        matching = [at.completed(point, deciding) for point in points if grid.items() <= point.items()]
+        stages = [at.stages(point, seed)[index] for point in matching]
         return {stage.fingerprint(): stage for stage in stages}
 
     grids = [path for path, distribution in deciding.items() if isinstance(distribution, Grid)]
     trials = Counter[tuple[tuple[str, Value], ...]]()  # of each combination of the grids that decide the stage
-    for grid_point in grid_points(space):
+    for grid_point in grid_points(at.space):
         trials[tuple((path, grid_point[path]) for path in grids if path in grid_point)] += _samples(spec, arm)
     searched: Stages = {}
     for grid, number in trials.items():
@@ -166,21 +210,11 @@ def _tally_stage(tally: _Tally, spec: StudySpec, arm: str, index: int) -> None:
     for seed in fresh_seeds(spec, arm):
         candidates, number = possible({}, seed), _replicated(spec, arm)
         if candidates.keys() <= searched.keys():  # the stage has a seed of its own: it is there from the search
-            tally.ask(number, candidates, 0 if is_open else len(candidates))
+            tally.ask(number, candidates, most=0)
         elif is_open:
             tally.ask_open(number, candidates)
         else:
             tally.ask(number, candidates, min(number, len(candidates)))
-
-
-def _decides(spec: StudySpec, arm: str, path: str, index: int) -> bool:
-    """Whether the parameter can change the stage number `index` of the arm's trials."""
-    values = [{}, *({path: value} for value in spec.arms[arm].space[path].probes())]
-    return len({_stages(spec, arm, point)[index].fingerprint() for point in values}) > 1
-
-
-def _stages(spec: StudySpec, arm: str, point: Point, seed: int | None = None) -> Sequence[Stage]:
-    return stages_of(spec.trial_config(arm, point, seed))
 
 
 def audio_hours(stage: Stage) -> float:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import search_spaces
@@ -187,6 +187,12 @@ class TestReplications:
         spec = one_arm({f"{FINETUNE}.learning_rate": RATE}, trial, trials=5, top=1, seeds=2)
         assert counts_of(spec) == {"pretrain": (7, 1), "finetune": (7, 7)}
 
+    def test_what_the_search_has_trained_is_not_trained_again(self) -> None:
+        """3 of 10 learning rates are sampled; their replications start from the same pre-training."""
+        space = {f"{PRETRAIN}.learning_rate": pick(*(n * 1e-4 for n in range(1, 11)))}
+        spec = one_arm(space, pretrain_finetune(pretrain={"seed": 7}), trials=3, top=1, seeds=2)
+        assert counts_of(spec) == {"pretrain": (5, 3), "finetune": (5, 5)}
+
     def test_the_best_configurations_share_the_pretraining_of_a_fresh_seed(self) -> None:
         """3 configurations x 2 fresh seeds ask for pre-training 6 times; it differs between the 2 seeds only."""
         spec = one_arm({f"{FINETUNE}.learning_rate": RATE}, trials=5, top=3, seeds=2)
@@ -234,6 +240,7 @@ def grids(draw: st.DrawFn) -> dict[str, Any]:
 class TestAgainstBruteForce:
     @settings(max_examples=80, deadline=None)
     @given(grids())
+    @example({"seed": grid(0, 1), f"{PRETRAIN}.seed": grid(0)})  # alone, the second changes nothing
     def test_one_arm_of_grids(self, space: dict[str, Any]) -> None:
         spec = one_arm(space)
         assert_plan_is(spec, brute_force(spec))
