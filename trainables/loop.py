@@ -71,12 +71,12 @@ class _Update:
 
     def __init__(self, model: AcousticModel, phase: Phase) -> None:
         loss = TrainingLoss(model, phase.loss)
-        self.parameters = list(loss.parameters())
         self.loss: nn.Module = DistributedDataParallel(loss) if world_size() > 1 else loss
         self.max_gradient_norm = phase.optimiser.max_gradient_norm
+        self.parts = [list(model.get_submodule(part).parameters()) for part in phase.loss.parts]
         self.learning_rates = [phase.learning_rates[part] for part in phase.loss.parts]
         self.optimiser = torch.optim.AdamW(
-            [{"params": list(model.get_submodule(part).parameters())} for part in phase.loss.parts],
+            [{"params": parameters} for parameters in self.parts],
             betas=phase.optimiser.betas,
             eps=phase.optimiser.epsilon,
             weight_decay=phase.optimiser.weight_decay,
@@ -86,15 +86,15 @@ class _Update:
         """One optimiser update. Raises DivergedError, before the weights change, when the gradient is not finite."""
         for group, learning_rate in zip(self.optimiser.param_groups, self.learning_rates, strict=True):
             group["lr"] = learning_rate * learning_rate_scale
-        for parameter in self.parameters:
-            parameter.grad = None
+        self.optimiser.zero_grad()
         loss: Tensor
         terms: Terms
         loss, terms = self.loss(batches, progress)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm)
-        if not torch.isfinite(norm):
-            raise DivergedError(f"the gradient norm is {norm.item()}")
+        # Part by part: the gradient of one head must not scale that of the backbone or of the other head.
+        norms = [nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm) for parameters in self.parts]
+        if not torch.stack(norms).isfinite().all():
+            raise DivergedError(f"the gradient norms are {', '.join(f'{norm.item():g}' for norm in norms)}")
         self.optimiser.step()
         return terms
 
@@ -112,7 +112,7 @@ class _Training:
         self.step = 0
         self.reports: list[Report] = []
         self.sums: dict[str, Tensor] = {}  # of each term since the last report: (sum, count)
-        self.elapsed_before = 0.0
+        self.elapsed_before = self.accelerator_before = 0.0  # in earlier attempts, perhaps with other workers
         self.started = time.monotonic()
         self._load_checkpoint()
 
@@ -176,20 +176,22 @@ class _Training:
         return {f"{split}_{name}": value for name, value in error_rates(hypotheses).items()}
 
     def _report(self, metrics: dict[str, float]) -> Report:
-        elapsed_seconds = self._elapsed_seconds()
         leading = self.streams[self.stage.streams[0]]
         return Report(
             step=self.step,
             metrics=metrics,
             audio_seconds=sum(stream.audio_seconds for stream in self.streams.values()),
             epochs=leading.audio_seconds / leading.seconds_per_epoch,
-            elapsed_seconds=elapsed_seconds,
-            accelerator_seconds=elapsed_seconds * world_size(),
+            elapsed_seconds=self._elapsed_seconds(),
+            accelerator_seconds=self._accelerator_seconds(),
             reported_at=time.time(),
         )
 
     def _elapsed_seconds(self) -> float:
         return self.elapsed_before + time.monotonic() - self.started
+
+    def _accelerator_seconds(self) -> float:
+        return self.accelerator_before + (time.monotonic() - self.started) * world_size()
 
     def _stream(self, name: str) -> Stream:
         labelled = name == "labelled"
@@ -219,6 +221,7 @@ class _Training:
                 "streams": {name: stream.state() for name, stream in self.streams.items()},
                 "reports": [report.model_dump() for report in self.reports],
                 "elapsed_seconds": self._elapsed_seconds(),
+                "accelerator_seconds": self._accelerator_seconds(),
             },
             buffer,
         )
@@ -236,7 +239,7 @@ class _Training:
         for name, stream in self.streams.items():
             stream.load_state(state["streams"][name])
         self.reports = [Report.model_validate(report) for report in state["reports"]]
-        self.elapsed_before = state["elapsed_seconds"]
+        self.elapsed_before, self.accelerator_before = state["elapsed_seconds"], state["accelerator_seconds"]
 
     def _finish(self) -> StageResult:
         trained = [self.model.get_submodule(part) for part in self.stage.parts]

@@ -48,7 +48,7 @@ class OptimiserConfig(Config):
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: float = Field(1e-6, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    max_gradient_norm: float = Field(5.0, gt=0)
+    max_gradient_norm: float = Field(5.0, gt=0, description="Each part's gradient is clipped to this norm.")
 
 
 class Phase(Config):

@@ -82,7 +82,7 @@ def read_manifest(root: Path, *, prefix: str = "") -> list[Utterance]:
     if not manifest.is_file():
         raise CorpusError(f"{manifest}: no such file; a corpus folder needs a manifest.tsv")
     try:
-        with manifest.open(encoding="utf-8", newline="") as stream:
+        with manifest.open(encoding="utf-8-sig", newline="") as stream:
             utterances = _read_rows(stream, root, manifest, prefix)
     except (UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"{manifest}: is not a tab-separated table in UTF-8: {error}") from error
