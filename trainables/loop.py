@@ -176,22 +176,22 @@ class _Training:
         return {f"{split}_{name}": value for name, value in error_rates(hypotheses).items()}
 
     def _report(self, metrics: dict[str, float]) -> Report:
+        elapsed_seconds, accelerator_seconds = self._spent_seconds()
         leading = self.streams[self.stage.streams[0]]
         return Report(
             step=self.step,
             metrics=metrics,
             audio_seconds=sum(stream.audio_seconds for stream in self.streams.values()),
             epochs=leading.audio_seconds / leading.seconds_per_epoch,
-            elapsed_seconds=self._elapsed_seconds(),
-            accelerator_seconds=self._accelerator_seconds(),
+            elapsed_seconds=elapsed_seconds,
+            accelerator_seconds=accelerator_seconds,
             reported_at=time.time(),
         )
 
-    def _elapsed_seconds(self) -> float:
-        return self.elapsed_before + time.monotonic() - self.started
-
-    def _accelerator_seconds(self) -> float:
-        return self.accelerator_before + (time.monotonic() - self.started) * world_size()
+    def _spent_seconds(self) -> tuple[float, float]:
+        """Elapsed and accelerator seconds, earlier attempts included."""
+        attempt = time.monotonic() - self.started
+        return self.elapsed_before + attempt, self.accelerator_before + attempt * world_size()
 
     def _stream(self, name: str) -> Stream:
         labelled = name == "labelled"
@@ -220,8 +220,7 @@ class _Training:
                 "optimisers": [update.optimiser.state_dict() for update in self.updates],
                 "streams": {name: stream.state() for name, stream in self.streams.items()},
                 "reports": [report.model_dump() for report in self.reports],
-                "elapsed_seconds": self._elapsed_seconds(),
-                "accelerator_seconds": self._accelerator_seconds(),
+                "spent_seconds": list(self._spent_seconds()),
             },
             buffer,
         )
@@ -239,7 +238,7 @@ class _Training:
         for name, stream in self.streams.items():
             stream.load_state(state["streams"][name])
         self.reports = [Report.model_validate(report) for report in state["reports"]]
-        self.elapsed_before, self.accelerator_before = state["elapsed_seconds"], state["accelerator_seconds"]
+        self.elapsed_before, self.accelerator_before = state["spent_seconds"]
 
     def _finish(self) -> StageResult:
         trained = [self.model.get_submodule(part) for part in self.stage.parts]
