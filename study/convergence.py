@@ -22,8 +22,6 @@ def spent_until(curve: Sequence[CurvePoint], target: float, axis: Axis) -> float
             if index == 0:
                 return float(getattr(point, axis))
             before = curve[index - 1]
-            if before.value <= target:  # an earlier crossing that did not last: count from this evaluation
-                return float(getattr(point, axis))
             share = (before.value - target) / (before.value - point.value)
             start, end = getattr(before, axis), getattr(point, axis)
             return float(start + share * (end - start))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group
@@ -140,7 +141,7 @@ class Terminal(Watcher):
     def _line(self, text: str, *, always: bool = False) -> None:
         if always or not self._console.is_terminal:
             elapsed = duration(time.monotonic() - self._started)
-            self._console.print(f"{elapsed:>7}  {text}", highlight=False, soft_wrap=True)
+            self._console.print(f"{elapsed:>7}  {text}", highlight=False, markup=False, soft_wrap=True)
 
     def _metrics(self, active: _Active) -> str:
         return " ".join(f"{metric_name(name)} {value:.1%}" for name, value in sorted(active.dev.items()))
@@ -198,9 +199,15 @@ def ranking(spec: StudySpec, ledger: Ledger) -> Table:
 
 
 def point_text(point: dict[str, object]) -> str:
-    """`learning_rate=0.0012 gru_layers=2`: the last part of each path is enough for a person."""
-    shown = {path.rpartition(".")[2]: value for path, value in point.items()}
+    """`learning_rate=0.0012 gru_layers=2`: of each path as many last parts as tell it from the others."""
+    shown = {_short(path, point): value for path, value in point.items()}
     return " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown.items())
+
+
+def _short(path: str, among: Collection[str]) -> str:
+    parts = path.split(".")
+    suffixes = (".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
+    return next((s for s in suffixes if sum(other == s or other.endswith(f".{s}") for other in among) == 1), path)
 
 
 def failures(trials: list[Trial]) -> Table | None:
@@ -209,7 +216,7 @@ def failures(trials: list[Trial]) -> Table | None:
         return None
     table = Table("trial", "cause", title="Failed trials", title_justify="left", title_style="bold red")
     for trial in failed:
-        table.add_row(trial.trial, trial.cause or "")
+        table.add_row(trial.trial, Text(trial.cause or ""))
     return table
 
 

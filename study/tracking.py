@@ -75,7 +75,8 @@ class Mirror:
 
         run = self._run(trial.trial, _tags(trial, parent), trial)
         done = self._ledger.mirrored(self._server, self._study, trial.trial)
-        new = [p for p in self._ledger.curve(self._study, trial.trial) if p.id > done.get(p.stage, 0)]
+        curve = self._ledger.curve(self._study, trial.trial)
+        new = sorted((p for p in curve if p.id > done.get(p.stage, 0)), key=lambda p: p.id)  # as the cursor moves
         for start in range(0, len(new), BATCH):
             batch = new[start : start + BATCH]
             metrics = [Metric(_metric(p), p.value, round(p.reported_at * 1000), p.step) for p in batch]
@@ -89,6 +90,8 @@ class Mirror:
             self._log_cost(run, trial)
             if trial.cause:
                 self._client.set_tag(run, "study.cause", trial.cause[:MAX_PARAM])
+            elif "study.cause" in self._client.get_run(run).data.tags:  # of an earlier attempt
+                self._client.delete_tag(run, "study.cause")
             self._set_status(run, "FINISHED" if trial.status == "finished" else "FAILED", trial.ended_at)
             self._ended.add(trial.trial)
 
@@ -239,7 +242,8 @@ def main() -> int:
                     mirror.conclude(Path(ending["report"]), ending["note"])
                 return 0
         except Exception as error:  # noqa: BLE001  (whatever MLflow raises: the next round tries again)
-            print(f"{time.strftime('%F %T')} {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            reason = without_passwords(f"{type(error).__name__}: {error}")
+            print(f"{time.strftime('%F %T')} {reason}", file=sys.stderr, flush=True)
             if final:
                 return 1
         ended.wait(SYNC_SECONDS)
