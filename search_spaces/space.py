@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import itertools
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -30,9 +31,9 @@ class Distribution(Config):
         """All values when there are finitely many, otherwise None."""
         return None
 
+    @abc.abstractmethod
     def probes(self) -> Sequence[Value]:
         """Values to try for validity: all of a finite distribution, the ends of an interval."""
-        raise NotImplementedError("each distribution defines its own")
 
 
 class _Interval(Distribution):
@@ -84,30 +85,25 @@ class IntUniform(Distribution):
 
 
 class _Choices(Distribution):
+    choices: list[Value] = Field(min_length=1)
+
+    def values(self) -> Sequence[Value]:
+        return self.choices
+
     def probes(self) -> Sequence[Value]:
-        values = self.values()
-        assert values is not None
-        return values
+        return self.choices
 
 
 class Categorical(_Choices):
     """One of the choices, picked by the sampler."""
 
     kind: Literal["categorical"] = "categorical"
-    choices: list[Value] = Field(min_length=1)
-
-    def values(self) -> Sequence[Value]:
-        return self.choices
 
 
 class Grid(_Choices):
     """Every one of the choices: `search.trials` samples of the other parameters are drawn for each combination."""
 
     kind: Literal["grid"] = "grid"
-    choices: list[Value] = Field(min_length=1)
-
-    def values(self) -> Sequence[Value]:
-        return self.choices
 
 
 AnyDistribution = Annotated[Uniform | LogUniform | IntUniform | Categorical | Grid, Field(discriminator="kind")]

@@ -150,7 +150,7 @@ class Mirror:
     def _create_experiment(self) -> str:
         local = self._uri.startswith("sqlite:")
         artifacts = (self._storage / "mlflow-artifacts" / self._study).as_uri() if local else None
-        # The kind opens the experiment in the pages for model training, not in those for language-model traces.
+        # MLflow's own mark of an experiment that trains models, as opposed to one of language-model traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(self._client.create_experiment(self._study, artifacts, tags))
 
