@@ -125,7 +125,7 @@ def test_the_loss_falls_on_real_speech(small_corpus: Path, tmp_path: Path) -> No
     reports = run(stages_of(trial)[0], StageStore(tmp_path))
     ctc = [report.metrics["ctc"] for report in reports]
     assert ctc[0] == pytest.approx(89.1, rel=0.05)
-    assert ctc[-1] == pytest.approx(17.8, rel=0.15)
+    assert ctc[-1] == pytest.approx(17.8, rel=0.3)
 
 
 def _worker(rank: int, stage: Stage, storage: Path, rendezvous: Path) -> None:
