@@ -14,6 +14,7 @@ import asyncio
 import functools
 import itertools
 import os
+import textwrap
 import traceback
 from collections import deque
 from dataclasses import dataclass, field
@@ -228,8 +229,9 @@ def _describe(error: Exception) -> str:
 
 
 def _innermost(error: BaseException) -> str:
-    """The last line of the innermost cause, without Ray's wrapping."""
+    """The beginning of the last line of the innermost cause, without Ray's wrapping."""
     while error.__cause__ is not None:
         error = error.__cause__
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1].strip() if lines else 'no message'}"
+    message = textwrap.shorten(lines[-1], 200, placeholder=" ...") if lines else "no message"
+    return f"{type(error).__name__}: {message}"
