@@ -70,17 +70,13 @@ def plan_table(plan: Plan) -> Group:
 class _Active:
     """A trial that is running now."""
 
-    started: float = field(default_factory=time.monotonic)
     stage: Stage | None = None
     report: Report | None = None
-    first: Report | None = None  # of this stage, in this run of the study
     dev: dict[str, float] = field(default_factory=dict)
     printed: float = 0.0
 
     def see(self, stage: Stage, report: Report) -> None:
-        if stage != self.stage:
-            self.stage, self.first = stage, report
-        self.report = report
+        self.stage, self.report = stage, report
         self.dev |= {name: value for name, value in report.metrics.items() if name.startswith("dev_")}
 
     @property

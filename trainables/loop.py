@@ -100,7 +100,7 @@ class _Update:
 
 
 class _Training:
-    """The state of one stage in training; `state_dict` is all that a checkpoint needs."""
+    """The state of one stage in training."""
 
     def __init__(self, stage: Stage, store: StageStore, device: torch.device, lease: Lease | None) -> None:
         self.stage, self.store, self.device, self.lease = stage, store, device, lease
@@ -247,10 +247,8 @@ class _Training:
         )
         if rank() == 0:
             for part, module in zip(self.stage.parts, trained, strict=True):
-                safetensors.torch.save_file(
-                    {name: tensor.contiguous() for name, tensor in module.state_dict().items()},
-                    self.folder / f"{part}.safetensors",
-                )
+                weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+                write_atomically(self.folder / f"{part}.safetensors", safetensors.torch.save(weights))
             self.store.commit(self.stage, result)
         agree(None)  # no worker goes on before the stage is stored
         return result

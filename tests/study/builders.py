@@ -9,7 +9,7 @@ from typing import Any
 
 from search_spaces.space import Point
 from study.ledger import Ledger, Origin, Status
-from study.run import environment
+from study.provenance import environment
 from study.spec import StudySpec
 from trainables.stage import Report, Stage
 from trainables.trial import TrialConfig, stages_of

@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from study.ledger import Ledger
+from study.provenance import environment, refuse_drift
 from study.report import write_report
-from study.run import environment, main, refuse_drift
+from study.run import main
 from study.spec import StudySpec, read_spec
 from study.sweep_file import SweepError
 from tests.study.builders import (

@@ -1,0 +1,62 @@
+"""What a study was run with: versions, machine and data; and the refusal to go on with other ones."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from study.ledger import Ledger
+from study.spec import StudySpec
+from study.sweep_file import SweepError
+from trainables.trial import corpus_of
+
+
+def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
+    """Raise SweepError when the study of this name asked something else before, or on other data."""
+    known = {row["study"]: row for row in ledger.studies()}.get(spec.study)
+    if known is None:
+        return
+    before, now = StudySpec.model_validate(known["spec"]), spec
+    changed = [name for name in ("trial", "arms") if getattr(before, name) != getattr(now, name)]
+    searched = ("metric", "sampler", "seed")
+    changed += [f"search.{name}" for name in searched if getattr(before.search, name) != getattr(now.search, name)]
+    if known["environment"]["data"] != data_hashes(spec):
+        changed.append("the content of the corpus")
+    if changed:
+        raise SweepError(
+            [
+                f"study {spec.study!r} in {spec.storage} was run with other settings: {', '.join(changed)} changed "
+                f"since, so its trials would not compare with new ones; name this one differently "
+                f"(study={spec.study}-2), or undo the change"
+            ]
+        )
+
+
+def data_hashes(spec: StudySpec) -> dict[str, dict[str, str]]:
+    """For each corpus of the study, the hashes of its parts."""
+    corpora = [spec.trial_config(arm).corpus for arm in spec.arms]
+    return {corpus.model_dump_json(): corpus_of(corpus).split_hashes() for corpus in corpora}
+
+
+def environment(spec: StudySpec) -> dict[str, Any]:
+    """What a reader needs to judge or repeat the results: versions, the source's commit, hashes of the data."""
+    packages = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "soundfile", "jiwer")
+    versions = {
+        "python": platform.python_version(),
+        "study": metadata.version("asr-scaling-studies"),
+        "commit": _commit(),
+        **{name: metadata.version(name) for name in packages},
+    }
+    machine = {"cpus": os.cpu_count(), "platform": platform.platform()}
+    return {"versions": versions, "data": data_hashes(spec), "machine": machine}
+
+
+def _commit() -> str:
+    """The commit of the source tree, with a mark when it was changed since; empty outside a repository."""
+    command = ["git", "describe", "--always", "--dirty"]
+    described = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return described.stdout.strip()
