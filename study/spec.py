@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,7 +13,7 @@ from pydantic import Field, ValidationError
 from cluster.ray_job import inside_ray_job
 from search_spaces.space import Point, Space, condition_errors, probe_points
 from study.sweep_file import Location, SweepError, SweepFile, did_you_mean, explain, read_sweep_file
-from trainables.config import Config
+from trainables.config import Config, merge
 from trainables.data.corpus import CorpusError
 from trainables.trial import TrialConfig, corpus_of
 
@@ -118,18 +117,6 @@ def at_point(base: TrialConfig, point: Point) -> TrialConfig:
 def without_passwords(text: str) -> str:
     """The text with `***` for the password of every URL in it."""
     return re.sub(r"(://[^/@:\s\"]*):[^/@\s\"]*@", r"\1:***@", text)
-
-
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, mapping by mapping. A mapping of another `kind` replaces the one below it."""
-    if "kind" in over and "kind" in base and over["kind"] != base["kind"]:
-        return copy.deepcopy(dict(over))
-    merged = copy.deepcopy(dict(base))
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
-    return merged
 
 
 def nested(path: str, value: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SMALL_MODEL: dict[str, Any] = {
-    "kind": "cnn_gru",
+    "kind": "compact_cnn_gru",
     "mel_bins": 20,
     "cnn_width": 16,
     "cnn_layers": 1,

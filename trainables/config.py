@@ -6,6 +6,8 @@ errors of a sweep file answer without importing torch.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,3 +26,15 @@ class Config(BaseModel):
 def cosmetic(default: Any, *, description: str, **constraints: Any) -> Any:
     """A field that cannot change a result and therefore stays out of the fingerprint of a stage."""
     return Field(default, description=description, json_schema_extra={"cosmetic": True}, **constraints)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, mapping by mapping. A mapping of another `kind` replaces the one below it."""
+    if "kind" in over and "kind" in base and over["kind"] != base["kind"]:
+        return copy.deepcopy(dict(over))
+    merged = copy.deepcopy(dict(base))
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
+    return merged

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, model_validator
 from trainables.config import Config, cosmetic
 from trainables.data.config import CorpusConfig
 from trainables.losses.config import LossConfig, Part, Stream
-from trainables.models.config import ModelConfig
+from trainables.models.presets import ModelConfig
 
 StageKind = Literal["pretrain", "joint", "finetune", "supervised"]
 
@@ -114,7 +114,7 @@ class Stage(Config):
 
     def name(self) -> str:
         """Readable name and fingerprint, unique to this stage."""
-        return f"{self.kind}-{self.model.kind}-{self.steps}steps-seed{self.seed}-{self.fingerprint()}"
+        return f"{self.kind}-{self.model.family}-{self.steps}steps-seed{self.seed}-{self.fingerprint()}"
 
 
 def _identifying_fields(config: BaseModel) -> Iterator[tuple[str, Any]]:

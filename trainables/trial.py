@@ -10,7 +10,8 @@ from pydantic import Field
 from trainables.config import Config
 from trainables.data.config import CorpusConfig, PromptsConfig
 from trainables.data.corpus import Corpus, read_corpus
-from trainables.models.config import CnnGruConfig, ModelConfig
+from trainables.models.config import CompactCnnGruConfig
+from trainables.models.presets import ModelConfig
 from trainables.regimes.config import RegimeConfig
 from trainables.regimes.stages import Setting, last_stage
 from trainables.stage import Stage, chain
@@ -20,7 +21,7 @@ class TrialConfig(Config):
     """Everything that decides a result. Workers, devices and places on disk are not here: they do not."""
 
     corpus: CorpusConfig = PromptsConfig()
-    model: ModelConfig = CnnGruConfig()
+    model: ModelConfig = CompactCnnGruConfig()
     regime: RegimeConfig
     seed: int = Field(0, ge=0)
 

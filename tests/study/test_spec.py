@@ -16,11 +16,12 @@ from pydantic import ValidationError
 import search_spaces
 from study.plan import make_plan
 from study.run import main
-from study.spec import StudySpec, merge, nested, read_spec
+from study.spec import StudySpec, nested, read_spec
 from study.sweep_file import SweepError, parse_value
 from tests.conftest import small_trial, spanish_rows, write_corpus
 from tests.study.builders import spec_of, supervised, write_sweep
 from tests.study.hostile import HOSTILE_TEXTS
+from trainables.config import merge
 
 QUICKSTART = Path(search_spaces.__file__).parent / "quickstart.yaml"
 
@@ -28,7 +29,7 @@ SWEEP = """\
 study: small
 question: Is it small?
 trial:
-  model: {kind: cnn_gru, gru_layers: 1}
+  model: {kind: compact_cnn_gru, gru_layers: 1}
 arms:
   one:
     trial:
@@ -95,7 +96,7 @@ class TestErrors:
             (
                 "gru_layers: 1",
                 "gru_layer: 1",
-                "4:26: trial.model.gru_layer: unknown field 'gru_layer'; did you mean 'gru_layers'?",
+                "4:34: trial.model.gru_layer: unknown field 'gru_layer'; did you mean 'gru_layers'?",
             ),
             ("  model:", "  modle:", "4:3: trial.modle: unknown field 'modle'; did you mean 'model'?"),
             (
@@ -121,7 +122,7 @@ class TestErrors:
             (
                 "gru_layers: 1",
                 "gru_layers: 0",
-                "4:26: trial.model.gru_layers: input should be greater than or equal to 1, got 0",
+                "4:34: trial.model.gru_layers: input should be greater than or equal to 1, got 0",
             ),
             (
                 "train: {steps: 10,",
@@ -165,7 +166,11 @@ class TestErrors:
             ),
             ("        kind: supervised\n", "", "8:7: arms.one.trial.regime: needs a `kind`"),
             ("{kind: log_uniform, low", "{low", "12:7: arms.one.space.regime.train.learning_rate: needs a `kind`"),
-            ("kind: cnn_gru", "kind: cnn_lstm", "4:11: trial.model.kind: input should be 'cnn_gru', got 'cnn_lstm'"),
+            (
+                "kind: compact_cnn_gru",
+                "kind: cnn_gru_",
+                "4:11: trial.model.kind: unknown kind 'cnn_gru_'; did you mean 'cnn_gru'?",
+            ),
             # distributions and space paths
             (
                 "low: 1e-4, high: 1e-2",
@@ -226,7 +231,7 @@ class TestErrors:
         with pytest.raises(SweepError) as caught:
             read_spec(path)
         places = sorted(error.removeprefix(f"{path}:").split(": ")[0] for error in caught.value.errors)
-        assert places == sorted(["4:26", "10:28", "12:7", "19:1"])
+        assert places == sorted(["4:34", "10:28", "12:7", "19:1"])
 
     def test_an_unknown_space_path_is_reported_beside_other_errors(self, errors: Errors) -> None:
         found = errors("regime.train.learning_rate:", "regime.train.rate:", "search.trials=0")
@@ -333,7 +338,7 @@ class TestTrials:
     def test_an_arm_lies_over_what_all_share_and_a_point_over_both(self, tmp_path: Path) -> None:
         spec = spec_of(
             tmp_path,
-            trial={"model": {"gru_layers": 3, "cnn_layers": 3}, "seed": 1},
+            trial={"model": {"kind": "compact_cnn_gru", "gru_layers": 3, "cnn_layers": 3}, "seed": 1},
             arms={"one": {"trial": {**supervised(steps=5), "model": {"cnn_layers": 1}}}},
         )
         config = spec.trial_config("one")

@@ -11,7 +11,7 @@ from trainables.data.config import FolderConfig
 from trainables.data.corpus import Corpus, read_corpus
 from trainables.data.text import Characters
 from trainables.models.acoustic import AcousticModel
-from trainables.models.config import CnnGruConfig
+from trainables.models.config import CompactCnnGruConfig
 
 
 def corpus_of(root: Path) -> Corpus:
@@ -33,4 +33,4 @@ def batch_of(corpus: Corpus, indices: Sequence[int], *, labelled: bool = True, c
 
 
 def small_model(corpus: Corpus, seed: int = 0) -> AcousticModel:
-    return AcousticModel(CnnGruConfig.model_validate(SMALL_MODEL), len(characters_of(corpus)), seed)
+    return AcousticModel(CompactCnnGruConfig.model_validate(SMALL_MODEL), len(characters_of(corpus)), seed)

@@ -16,6 +16,7 @@ from tests.trainables.builders import batch_of, corpus_of, small_model
 from trainables.data.corpus import Corpus
 from trainables.losses.config import ContrastiveConfig
 from trainables.losses.contrastive import (
+    MaskedFrames,
     contrastive_logits,
     contrastive_terms,
     diversity,
@@ -47,8 +48,14 @@ def nll_by_loops(
     return np.array(nll)
 
 
+def frames_of(counts: list[int]) -> MaskedFrames:
+    """The first frames of each utterance are masked."""
+    return MaskedFrames.of(torch.arange(max(counts) + 2) < torch.tensor(counts)[:, None])
+
+
 def nll(prediction: Tensor, target: Tensor, codes: Tensor, negatives: Tensor, temperature: float) -> Tensor:
-    logits = contrastive_logits(prediction, target, codes, negatives, temperature)
+    counts = [3, 5] if len(prediction) == 8 else [len(prediction)]
+    logits = contrastive_logits(prediction, target, codes, negatives, temperature, frames_of(counts))
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long), reduction="none")
 
 
@@ -77,7 +84,7 @@ def test_three_frames_by_hand() -> None:
 def test_a_distractor_with_all_codes_of_the_target_gets_minus_infinity() -> None:
     prediction, target = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     codes = torch.tensor([[0, 5], [0, 5], [0, 6]])  # frame 2 shares one code of two
-    logits = contrastive_logits(prediction, target, codes, torch.tensor([[1, 2], [0, 2], [0, 1]]), 0.1)
+    logits = contrastive_logits(prediction, target, codes, torch.tensor([[1, 2], [0, 2], [0, 1]]), 0.1, frames_of([3]))
     assert torch.isneginf(logits).tolist() == [[False, True, False], [False, True, False], [False, False, False]]
 
 
@@ -211,8 +218,8 @@ def test_straight_through_gradient_of_the_logits_is_that_of_the_softmax(temperat
 
 
 def test_codewords_must_divide_the_width() -> None:
-    with pytest.raises(ValueError, match=r"multiple of quantiser\.codebooks, got 7 and 2"):
-        Quantiser(QuantiserConfig(codebooks=2, entries=4, dim=7), in_width=4)
+    with pytest.raises(ValueError, match=r"dim must be a multiple of codebooks, got 7 and 2"):
+        QuantiserConfig(codebooks=2, entries=4, dim=7)
 
 
 @pytest.fixture(scope="module")

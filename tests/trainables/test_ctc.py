@@ -20,7 +20,7 @@ from trainables.evaluate import Hypothesis, error_rates, transcribe
 from trainables.losses.config import CtcConfig, MaskConfig
 from trainables.losses.ctc import ctc_log_probabilities, ctc_terms
 from trainables.models.acoustic import AcousticModel
-from trainables.models.config import CnnGruConfig
+from trainables.models.config import CompactCnnGruConfig
 
 UNMASKED = CtcConfig(mask=MaskConfig(time_probability=0, channel_probability=0))
 CHARACTERS = Characters(["ab "])  # 1 is the space, 2 is a, 3 is b
@@ -45,12 +45,13 @@ def tiny_batch(corpus: Corpus, num_frames: list[int], tokens: list[list[int]], *
         tokens_BU=torch.nn.utils.rnn.pad_sequence([torch.tensor(t) for t in tokens], batch_first=True),
         num_tokens_B=torch.tensor([len(t) for t in tokens]),
         seeds=tuple(range(len(num_frames))),
+        seed=0,
         counted=counted,
     )
 
 
 def three_symbol_model() -> AcousticModel:
-    return AcousticModel(CnnGruConfig.model_validate(SMALL_MODEL), 3, seed=0)
+    return AcousticModel(CompactCnnGruConfig.model_validate(SMALL_MODEL), 3, seed=0)
 
 
 def collapse(path: tuple[int, ...]) -> list[int]:
@@ -189,7 +190,7 @@ def test_error_rates_agree_with_an_edit_distance_of_our_own(pairs: list[tuple[st
 def test_transcribing_a_split_equals_transcribing_each_utterance_alone(corpus: Corpus) -> None:
     """With dropout in the model, which evaluation switches off."""
     characters = characters_of(corpus)
-    model = AcousticModel(CnnGruConfig.model_validate({**SMALL_MODEL, "dropout": 0.5}), len(characters), seed=0)
+    model = AcousticModel(CompactCnnGruConfig.model_validate({**SMALL_MODEL, "dropout": 0.5}), len(characters), seed=0)
     together = transcribe(model, corpus.train, characters, torch.device("cpu"))
     alone = [transcribe(model, [u], characters, torch.device("cpu"))[0] for u in corpus.train]
     assert together == sorted(alone, key=lambda h: h.id)

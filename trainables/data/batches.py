@@ -17,11 +17,11 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
+from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.data.corpus import CorpusError, Utterance
 from trainables.data.seeds import fold, numpy_generator
 from trainables.data.text import Characters
 
-SAMPLE_RATE_HZ = 16_000
 SPEEDS = (0.9, 1.0, 1.1)
 
 
@@ -34,6 +34,7 @@ class Batch:
     tokens_BU: Tensor  # int64, zero-padded; width 0 for unlabelled audio
     num_tokens_B: Tensor  # int64, on the CPU
     seeds: tuple[int, ...]  # one an utterance, for masks and noise
+    seed: int  # of the global batch, the same on every worker, for what all utterances share
     counted: bool  # False for a filler: a worker without a share repeats an utterance that counts for nothing
 
     def to(self, device: torch.device) -> Batch:
@@ -43,6 +44,7 @@ class Batch:
             self.tokens_BU.to(device),
             self.num_tokens_B,
             self.seeds,
+            self.seed,
             self.counted,
         )
 
@@ -91,6 +93,7 @@ def make_batch(
     characters: Characters | None,
     seeds: Sequence[int],
     *,
+    seed: int = 0,
     augment_speed: bool = False,
     counted: bool = True,
 ) -> Batch:
@@ -106,6 +109,7 @@ def make_batch(
         tokens_BU=pad(tokens),
         num_tokens_B=torch.tensor([len(t) for t in tokens]),
         seeds=tuple(seeds),
+        seed=seed,
         counted=counted,
     )
 
@@ -162,4 +166,11 @@ class Stream:
         mine = indices[self.rank :: self.world_size]
         share = [self.utterances[i] for i in (mine or indices[:1])]
         seeds = [fold(self.seed, self.epoch, u.id) for u in share]
-        return make_batch(share, self.characters, seeds, augment_speed=self.augment_speed, counted=bool(mine))
+        return make_batch(
+            share,
+            self.characters,
+            seeds,
+            seed=fold(self.seed, self.epoch, self.position),
+            augment_speed=self.augment_speed,
+            counted=bool(mine),
+        )

@@ -9,6 +9,8 @@ from pydantic import Field
 
 from trainables.config import Config, cosmetic
 
+SAMPLE_RATE_HZ = 16_000
+
 Language = Literal["en", "es", "fr", "it", "ru"]
 
 

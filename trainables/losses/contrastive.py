@@ -1,12 +1,13 @@
 """The masked contrastive loss of wav2vec 2.0 (arXiv:2006.11477, section 3.2), as fairseq executes it.
 
 Legend: B utterances, T frames, D feature width, N masked frames of this worker's share, K negatives, G codebooks,
-V entries, P compared width.
+V entries, P compared width, M most masked frames of an utterance.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,12 +21,43 @@ from trainables.losses.config import ContrastiveConfig
 from trainables.losses.masks import time_masks
 from trainables.losses.terms import Term, Terms
 from trainables.models.acoustic import AcousticModel
-from trainables.models.cnn_gru import frame_mask
+from trainables.models.frames import frame_mask
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
     """`x`, whose gradient is multiplied by `scale` on the way back."""
     return x if scale == 1.0 else x * scale + x.detach() * (1.0 - scale)
+
+
+@dataclass(frozen=True)
+class MaskedFrames:
+    """Where the masked frames of a batch are, as indices made on the CPU, so that no step waits for the device."""
+
+    counts: Sequence[int]  # of each utterance
+    frame_N: Tensor  # index into (B x T)
+    slot_N: Tensor  # index into (B x M): utterances one after another, each padded to the most masked frames M
+    first_N: Tensor  # row of the first masked frame of the same utterance
+    most: int  # M
+
+    @classmethod
+    def of(cls, mask_BT: Tensor) -> MaskedFrames:
+        """From a mask on the CPU."""
+        count_B = mask_BT.sum(1)
+        most = int(count_B.max())
+        row_N, frame_N = mask_BT.nonzero()[:, 0], mask_BT.flatten().nonzero()[:, 0]
+        first_N = (count_B.cumsum(0) - count_B)[row_N]
+        slot_N = row_N * most + torch.arange(len(row_N)) - first_N
+        return cls(count_B.tolist(), frame_N, slot_N, first_N, most)
+
+    def take(self, x_BTC: Tensor) -> Tensor:
+        """(N, C) rows of the masked frames."""
+        return x_BTC.flatten(0, 1)[self.frame_N.to(x_BTC.device, non_blocking=True)]
+
+    def by_utterance(self, x_NC: Tensor) -> Tensor:
+        """(B, M, C) with zeros beyond each utterance's own masked frames."""
+        slot_N = self.slot_N.to(x_NC.device, non_blocking=True)
+        flat = x_NC.new_zeros(len(self.counts) * self.most, x_NC.shape[1]).index_copy(0, slot_N, x_NC)
+        return flat.view(len(self.counts), self.most, x_NC.shape[1])
 
 
 def draw_negatives(masked_per_utterance: Sequence[int], negatives: int, seeds: Sequence[int]) -> Tensor:
@@ -40,18 +72,31 @@ def draw_negatives(masked_per_utterance: Sequence[int], negatives: int, seeds: S
 
 
 def contrastive_logits(
-    prediction_NP: Tensor, target_NP: Tensor, codes_NG: Tensor, negatives_NK: Tensor, temperature: float
+    prediction_NP: Tensor,
+    target_NP: Tensor,
+    codes_NG: Tensor,
+    negatives_NK: Tensor,
+    temperature: float,
+    frames: MaskedFrames,
 ) -> Tensor:
     """(N, 1 + K) logits: cosine similarity / temperature, the true target first (equation 3).
+
+    All pairs within an utterance are compared in one matrix product, from which the similarities of the distractors
+    are read: the (N, K, P) distractors themselves never exist.
 
     A distractor of the same codes as the target gets -inf: it is no distractor. The codes are compared, not the vectors
     as in fairseq: those are products of matrices, and equal rows need not come out equal to the last bit.
     """
+    device = prediction_NP.device
     prediction_NP, unit_NP = F.normalize(prediction_NP.float(), dim=1), F.normalize(target_NP.float(), dim=1)
+    with torch.autocast(device.type, enabled=False):
+        similarity_BMM = frames.by_utterance(prediction_NP) @ frames.by_utterance(unit_NP).transpose(1, 2)
+    similarity_NM = similarity_BMM.flatten(0, 1)[frames.slot_N.to(device, non_blocking=True)]
     positive_N1 = (prediction_NP * unit_NP).sum(1, keepdim=True)
-    negative_NK = torch.einsum("np,nkp->nk", prediction_NP, unit_NP[negatives_NK])
-    same_NK = (codes_NG[negatives_NK] == codes_NG[:, None]).all(2)
-    return torch.cat([positive_N1, negative_NK.masked_fill(same_NK, -torch.inf)], dim=1) / temperature
+    within_NK = (negatives_NK - frames.first_N[:, None]).to(device, non_blocking=True)
+    same_NK = (codes_NG[negatives_NK.to(device, non_blocking=True)] == codes_NG[:, None]).all(2)
+    negative_NK = similarity_NM.gather(1, within_NK).masked_fill(same_NK, -torch.inf)
+    return torch.cat([positive_N1, negative_NK], dim=1) / temperature
 
 
 def diversity(probability_sum_GV: Tensor, count: Tensor) -> Tensor:
@@ -84,23 +129,23 @@ def contrastive_terms(
     mask_BT[mask_BT.sum(1) < 2] = False  # one masked frame has no distractor
     if not batch.counted:
         mask_BT[:] = False
-    masked = mask_BT.sum(1).tolist()
+    frames = MaskedFrames.of(mask_BT)
     device = raw_BTD.device
-    mask_on_device_BT = mask_BT.to(device)
 
-    context_BTC = backbone.context(features_BTD, num_frames_B, mask_on_device_BT)
-    context_NC = scale_gradient(context_BTC[mask_on_device_BT], backbone_gradient)
-    features_ND = scale_gradient(features_BTD[mask_on_device_BT], backbone_gradient)
+    context_BTC = backbone.context(features_BTD, num_frames_B, mask_BT.to(device, non_blocking=True), seed=batch.seed)
+    context_NC = scale_gradient(frames.take(context_BTC), backbone_gradient)
+    features_ND = scale_gradient(frames.take(head.feature_dropout(features_BTD)), backbone_gradient)
 
     temperature = config.gumbel_start * (config.gumbel_end / config.gumbel_start) ** progress
-    noise_NGV = _gumbel_noise(masked, head.quantiser.codewords_GVd, batch.seeds) if model.training else None
+    noise_NGV = _gumbel_noise(frames.counts, head.quantiser.codewords_GVd, batch.seeds) if model.training else None
     quantised = head.quantiser(features_ND, temperature, noise_NGV)
     logits_NK1 = contrastive_logits(
         head.project_context(context_NC),
         head.project_target(quantised.vectors_ND),
         quantised.codes_NG,
-        draw_negatives(masked, config.negatives, batch.seeds).to(device),
+        draw_negatives(frames.counts, config.negatives, batch.seeds),
         config.temperature,
+        frames,
     )
     nll_N = F.cross_entropy(logits_NK1, logits_NK1.new_zeros(len(logits_NK1), dtype=torch.long), reduction="none")
 
@@ -127,4 +172,4 @@ def _gumbel_noise(masked_per_utterance: Sequence[int], codewords_GVd: Tensor, se
         numpy_generator(seed, "gumbel").gumbel(size=(count, G, V)).astype(np.float32)
         for count, seed in zip(masked_per_utterance, seeds, strict=True)
     ]
-    return torch.from_numpy(np.concatenate(noise)).to(codewords_GVd.device)
+    return torch.from_numpy(np.concatenate(noise)).to(codewords_GVd.device, non_blocking=True)

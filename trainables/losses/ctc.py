@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -16,14 +15,11 @@ from trainables.models.acoustic import AcousticModel
 
 def ctc_log_probabilities(model: AcousticModel, batch: Batch, mask: MaskConfig | None = None) -> tuple[Tensor, Tensor]:
     """(B, T, V) log-probabilities and the (B,) valid frames; `mask` augments the features in training."""
-    features_BTD, num_frames_B = model.backbone.features(batch.waveform_BS, batch.num_samples_B)
-    features_BTD = model.backbone.feature_norm(features_BTD)
-    mask_BT = torch.zeros(features_BTD.shape[:2], dtype=torch.bool, device=features_BTD.device)
+    backbone = model.backbone
+    features_BTD, num_frames_B = backbone.features(batch.waveform_BS, batch.num_samples_B)
+    mask_BT = channel_mask_BC = None
     if mask is not None:
-        channels_BD = channel_masks(
-            features_BTD.shape[2], batch.seeds, probability=mask.channel_probability, length=mask.channel_length
-        )
-        features_BTD = features_BTD.masked_fill(channels_BD.to(features_BTD.device)[:, None], 0.0)
+        device = features_BTD.device
         mask_BT = time_masks(
             num_frames_B,
             features_BTD.shape[1],
@@ -31,8 +27,13 @@ def ctc_log_probabilities(model: AcousticModel, batch: Batch, mask: MaskConfig |
             purpose="augment",
             probability=mask.time_probability,
             length=mask.time_length,
-        ).to(features_BTD.device)
-    context_BTC = model.backbone.context(features_BTD, num_frames_B, mask_BT)
+        ).to(device, non_blocking=True)
+        channel_mask_BC = channel_masks(
+            backbone.mask_width, batch.seeds, probability=mask.channel_probability, length=mask.channel_length
+        ).to(device, non_blocking=True)
+    context_BTC = backbone.context(
+        backbone.feature_norm(features_BTD), num_frames_B, mask_BT, channel_mask_BC, seed=batch.seed
+    )
     return model.ctc_head(context_BTC).float().log_softmax(2), num_frames_B
 
 

@@ -9,11 +9,21 @@ import torch
 from torch import nn
 
 from trainables.data.seeds import fold
-from trainables.models.cnn_gru import CnnGru
-from trainables.models.config import ModelConfig
+from trainables.models.cnn_gru import CnnGru, CnnGruClassifier
+from trainables.models.compact_cnn_gru import CompactCnnGru
+from trainables.models.config import CnnGruConfig, CompactCnnGruConfig, TransformerConfig
+from trainables.models.presets import ModelConfig
 from trainables.models.self_supervised import SelfSupervisedHead
+from trainables.models.transformer import Transformer
 
 M = TypeVar("M", bound=nn.Module)
+Backbone = Transformer | CnnGru | CompactCnnGru
+
+BACKBONES: dict[type, Callable[..., Backbone]] = {
+    TransformerConfig: Transformer,
+    CnnGruConfig: CnnGru,
+    CompactCnnGruConfig: CompactCnnGru,
+}
 
 
 class AcousticModel(nn.Module):
@@ -24,12 +34,25 @@ class AcousticModel(nn.Module):
 
     def __init__(self, config: ModelConfig, num_symbols: int, seed: int) -> None:
         super().__init__()
-        self.backbone = _seeded(fold(seed, "backbone"), lambda: CnnGru(config))
-        self.ctc_head = _seeded(fold(seed, "ctc_head"), lambda: nn.Linear(self.backbone.context_width, num_symbols))
+        self.config = config
+        self.backbone = _seeded(fold(seed, "backbone"), lambda: BACKBONES[type(config)](config))
+        self.ctc_head = _seeded(fold(seed, "ctc_head"), lambda: _ctc_head(config, self.backbone, num_symbols))
         self.self_supervised_head = _seeded(
             fold(seed, "self_supervised_head"),
-            lambda: SelfSupervisedHead(config.quantiser, self.backbone.feature_width, self.backbone.context_width),
+            lambda: SelfSupervisedHead(
+                config.quantiser,
+                config.projection,
+                self.backbone.feature_width,
+                self.backbone.context_width,
+                config.dropout.features if isinstance(config, TransformerConfig) else 0.0,
+            ),
         )
+
+
+def _ctc_head(config: ModelConfig, backbone: Backbone, num_symbols: int) -> nn.Module:
+    if isinstance(config, CnnGruConfig):
+        return CnnGruClassifier(config, num_symbols)
+    return nn.Linear(backbone.context_width, num_symbols)
 
 
 def _seeded(seed: int, build: Callable[[], M]) -> M:

@@ -1,103 +1,141 @@
-"""The CNN-GRU backbone.
+"""The CNN-GRU ("CNN-LSTM") of P-BLJ, in two variants of the same weights.
 
-Legend: B utterances, S samples, M mel bins, T frames (40 ms apart), D width of the features, C width of the context.
+Legend: B utterances, S samples, M mel bins after the stem, T frames (20 ms apart), C channels, D = M x C width of the
+features, E width between the recurrent layers.
 """
 
 from __future__ import annotations
 
-import torch
+import itertools
+
 import torch.nn.functional as F
-import torchaudio
 from torch import Tensor, nn
 
+from trainables.models.attention import StandardAttention
 from trainables.models.config import CnnGruConfig
+from trainables.models.extractors import LogMel
+from trainables.models.frames import frame_mask
 
-SAMPLE_RATE_HZ = 16_000
-WINDOW = 400
-HOP = 160
-
-
-def frame_mask(num_frames_B: Tensor, max_frames: int, device: torch.device) -> Tensor:
-    """(B, T) True where a frame is valid."""
-    return torch.arange(max_frames, device=device) < num_frames_B.to(device)[:, None]
+HEADS = 8
 
 
-class LogMel(nn.Module):
-    """Log-mel filter bank, normalised to zero mean and unit variance per utterance and bin over its valid frames."""
+class CnnLayer(nn.Module):
+    """Attention, then four times LayerNorm over the mel axis -> GELU -> dropout -> Conv2d, and a residual around all.
 
-    def __init__(self, mel_bins: int) -> None:
+    `fixed` attends over the mel bins of a frame, so that a layer stays local in time and its cost linear in the
+    utterance. The published code (`compat`) attends over the utterances of the batch.
+    """
+
+    def __init__(self, channels: int, mel_bins: int, dropout: float, *, compat: bool) -> None:
         super().__init__()
-        # Not centred: every frame lies inside its own utterance, so padding cannot change it.
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE_HZ, n_fft=WINDOW, hop_length=HOP, n_mels=mel_bins, center=False
-        )
+        inner = 2 * channels
+        widths = (channels, inner, inner, inner, channels)
+        self.compat = compat
+        self.attention = StandardAttention(channels, HEADS, dropout=0.0)
+        self.norms = nn.ModuleList([nn.LayerNorm(mel_bins) for _ in range(4)])
+        self.convs = nn.ModuleList([nn.Conv2d(i, o, 3, padding=1) for i, o in itertools.pairwise(widths)])
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, waveform_BS: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
-        padded = F.pad(waveform_BS, (0, max(0, WINDOW - waveform_BS.shape[1])))
-        mel_BMT = self.mel(padded).add(1e-6).log()
-        num_frames_B = ((num_samples_B - WINDOW) // HOP + 1).clamp(min=1)
-        valid_B1T = frame_mask(num_frames_B, mel_BMT.shape[2], mel_BMT.device)[:, None]
-        count_B11 = valid_B1T.sum(2, keepdim=True)
-        mean = (mel_BMT * valid_B1T).sum(2, keepdim=True) / count_B11
-        variance = ((mel_BMT - mean).square() * valid_B1T).sum(2, keepdim=True) / count_B11
-        return (mel_BMT - mean) / (variance + 1e-5).sqrt() * valid_B1T, num_frames_B
+    def forward(self, x_BCMT: Tensor, valid_B11T: Tensor) -> Tensor:
+        y_BCMT = self._attend(x_BCMT)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            y_BCMT = self.dropout(F.gelu(norm(y_BCMT.transpose(2, 3)).transpose(2, 3)))
+            y_BCMT = conv(y_BCMT if self.compat else y_BCMT * valid_B11T)
+        return x_BCMT + y_BCMT
+
+    def _attend(self, x_BCMT: Tensor) -> Tensor:
+        B, M, T = len(x_BCMT), *x_BCMT.shape[2:]
+        if self.compat:
+            y_NBC: Tensor = self.attention(x_BCMT.flatten(2).permute(2, 0, 1), None)
+            return y_NBC.permute(1, 2, 0).reshape(B, -1, M, T)
+        y_NMC: Tensor = self.attention(x_BCMT.permute(0, 3, 2, 1).flatten(0, 1), None)
+        return y_NMC.view(B, T, M, -1).permute(0, 3, 2, 1)
 
 
-class ConvLayer(nn.Module):
-    """Conv1d -> LayerNorm over channels -> GELU; frames beyond the utterance are zero, as its own padding would be."""
+class GruLayer(nn.Module):
+    """LayerNorm -> GELU -> bidirectional GRU -> dropout."""
 
-    def __init__(self, in_width: int, width: int, *, stride: int) -> None:
+    def __init__(self, in_width: int, width: int, dropout: float) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(in_width, width, kernel_size=5, stride=stride, padding=2)
-        self.norm = nn.LayerNorm(width)
-        self.stride = stride
+        self.norm = nn.LayerNorm(in_width)
+        self.gru = nn.GRU(in_width, width, batch_first=True, bidirectional=True)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BDT: Tensor, num_frames_B: Tensor) -> tuple[Tensor, Tensor]:
-        y_BDT = self.conv(x_BDT)
-        y_BDT = F.gelu(self.norm(y_BDT.transpose(1, 2)).transpose(1, 2))
-        num_frames_B = (num_frames_B - 1) // self.stride + 1
-        return y_BDT * frame_mask(num_frames_B, y_BDT.shape[2], y_BDT.device)[:, None], num_frames_B
+    def forward(self, x_BTE: Tensor, num_frames_B: Tensor | None, *, across_batch: bool = False) -> Tensor:
+        """None for `num_frames_B` runs over padding too; `across_batch` takes the batch for time, as `compat` does."""
+        x_BTE = F.gelu(self.norm(x_BTE))
+        if across_batch:
+            y_BTE = self.gru(x_BTE.transpose(0, 1))[0].transpose(0, 1)
+        elif num_frames_B is None:
+            y_BTE = self.gru(x_BTE)[0]
+        else:
+            packed = nn.utils.rnn.pack_padded_sequence(x_BTE, num_frames_B, batch_first=True, enforce_sorted=False)
+            y_BTE, _ = nn.utils.rnn.pad_packed_sequence(
+                self.gru(packed)[0], batch_first=True, total_length=x_BTE.shape[1]
+            )
+        dropped_BTE: Tensor = self.dropout(y_BTE)
+        return dropped_BTE
 
 
 class CnnGru(nn.Module):
-    """Backbone: `features` (local) and `context` (whole utterance). Padding never changes a valid frame."""
+    """Backbone: `features` is the stem's output, `context` all the rest, so that a masked frame is hidden from it.
+
+    There is no weight in it that the published model lacks: features are not normalised, and masked ones become zero.
+    With `fixed`, padding never changes a valid frame; with `compat` it does, and so do the utterances beside it.
+    """
 
     def __init__(self, config: CnnGruConfig) -> None:
         super().__init__()
-        width = config.cnn_width
-        self.feature_width = width
+        self.config = config
+        self.mel_bins = (config.mel_bins - 1) // 2 + 1
+        self.feature_width = self.mask_width = self.mel_bins * config.channels
         self.context_width = 2 * config.gru_width
         self.log_mel = LogMel(config.mel_bins)
-        self.subsample = nn.ModuleList([ConvLayer(config.mel_bins, width, stride=2), ConvLayer(width, width, stride=2)])
-        self.residual = nn.ModuleList([ConvLayer(width, width, stride=1) for _ in range(config.cnn_layers)])
-        self.feature_norm = nn.LayerNorm(width)
-        self.mask_embedding = nn.Parameter(torch.empty(width).uniform_())
-        self.gru = nn.ModuleList(
-            nn.GRU(width if i == 0 else self.context_width, config.gru_width, batch_first=True, bidirectional=True)
-            for i in range(config.gru_layers)
+        self.stem = nn.Conv2d(1, config.channels, 3, stride=2, padding=1)
+        self.feature_norm = nn.Identity()
+        compat = config.variant == "compat"
+        self.cnn = nn.ModuleList(
+            [CnnLayer(config.channels, self.mel_bins, config.dropout, compat=compat) for _ in range(config.cnn_layers)]
         )
-        self.context_norm = nn.ModuleList([nn.LayerNorm(self.context_width) for _ in range(config.gru_layers)])
-        self.dropout = nn.Dropout(config.dropout)
+        self.project = nn.Linear(self.feature_width, config.gru_width)
+        widths = [config.gru_width] + [self.context_width] * (config.gru_layers - 1)
+        self.gru = nn.ModuleList([GruLayer(width, config.gru_width, config.dropout) for width in widths])
 
     def features(self, waveform_BS: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) waveform -> (B, T, D) features before normalisation, and the (B,) valid frames, on the CPU."""
-        x_BDT, num_frames_B = self.log_mel(waveform_BS, num_samples_B)
-        for layer in self.subsample:
-            x_BDT, num_frames_B = layer(x_BDT, num_frames_B)
-        for layer in self.residual:
-            y_BDT, num_frames_B = layer(x_BDT, num_frames_B)
-            x_BDT = x_BDT + y_BDT
-        return x_BDT.transpose(1, 2), num_frames_B
+        """(B, S) waveform -> (B, T, D) features, the channels of a mel bin side by side, and the (B,) valid frames."""
+        mel_BMT, num_frames_B = self.log_mel(waveform_BS, num_samples_B)
+        x_BCMT = self.stem(mel_BMT[:, None])
+        return x_BCMT.permute(0, 3, 2, 1).flatten(2), (num_frames_B - 1) // 2 + 1
 
-    def context(self, features_BTD: Tensor, num_frames_B: Tensor, mask_BT: Tensor) -> Tensor:
-        """(B, T, D) normalised features -> (B, T, C); frames in `mask_BT` are replaced by a learnt vector."""
-        x_BTD = torch.where(mask_BT[..., None], self.mask_embedding, features_BTD)
-        for gru, norm in zip(self.gru, self.context_norm, strict=True):
-            packed = nn.utils.rnn.pack_padded_sequence(
-                self.dropout(x_BTD), num_frames_B, batch_first=True, enforce_sorted=False
-            )
-            y_BTC, _ = nn.utils.rnn.pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=x_BTD.shape[1])
-            y_BTC = norm(y_BTC)
-            x_BTD = x_BTD + y_BTC if x_BTD.shape == y_BTC.shape else y_BTC
-        context_BTC: Tensor = self.dropout(x_BTD)
-        return context_BTC
+    def context(
+        self,
+        features_BTD: Tensor,
+        num_frames_B: Tensor,
+        mask_BT: Tensor | None = None,
+        channel_mask_BD: Tensor | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """(B, T, D) features -> (B, T, 2 x GRU width). Masked frames and channels are zero. `seed` is not used."""
+        if mask_BT is not None:
+            features_BTD = features_BTD.masked_fill(mask_BT[..., None], 0.0)
+        if channel_mask_BD is not None:
+            features_BTD = features_BTD.masked_fill(channel_mask_BD[:, None], 0.0)
+        compat = self.config.variant == "compat"
+        x_BCMT = features_BTD.reshape(*features_BTD.shape[:2], self.mel_bins, -1).permute(0, 3, 2, 1)
+        valid_B11T = frame_mask(num_frames_B, x_BCMT.shape[3], x_BCMT.device)[:, None, None]
+        for layer in self.cnn:
+            x_BCMT = layer(x_BCMT, valid_B11T)
+        x_BTE: Tensor = self.project(x_BCMT.flatten(1, 2).transpose(1, 2))
+        for index, gru in enumerate(self.gru):
+            x_BTE = gru(x_BTE, None if compat else num_frames_B, across_batch=compat and index > 0)
+        return x_BTE
+
+
+class CnnGruClassifier(nn.Sequential):
+    """The published model's CTC head: Linear -> GELU -> dropout -> Linear."""
+
+    def __init__(self, config: CnnGruConfig, num_symbols: int) -> None:
+        width = 2 * config.gru_width
+        super().__init__(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * width, num_symbols)
+        )

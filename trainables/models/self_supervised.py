@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.models.config import QuantiserConfig
+from trainables.distributed import sum_over_workers, world_size
+from trainables.models.config import MlpProjectionConfig, ProjectionConfig, QuantiserConfig
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,6 @@ class Quantiser(nn.Module):
 
     def __init__(self, config: QuantiserConfig, in_width: int) -> None:
         super().__init__()
-        if config.dim % config.codebooks:
-            raise ValueError(
-                f"quantiser.dim must be a multiple of quantiser.codebooks, got {config.dim} and {config.codebooks}"
-            )
         self.logits = nn.Linear(in_width, config.codebooks * config.entries)
         nn.init.normal_(self.logits.weight)
         nn.init.zeros_(self.logits.bias)
@@ -52,9 +49,48 @@ class Quantiser(nn.Module):
         return Quantised(vectors_ND, codes_NG, logits_NGV)
 
 
+class FrameBatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the masked frames of the global batch, in 32 bits: how many workers share it changes nothing."""
+
+    def forward(self, x_NC: Tensor) -> Tensor:
+        x_NC = x_NC.float()
+        if not self.training or (world_size() == 1 and len(x_NC) > 1):
+            return super().forward(x_NC)
+        count = sum_over_workers(x_NC.new_tensor(float(len(x_NC)))).clamp(min=1)
+        mean_C = sum_over_workers(x_NC.sum(0)) / count
+        variance_C = sum_over_workers((x_NC - mean_C).square().sum(0)) / count
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean_C, self.momentum)
+            self.running_var.lerp_(variance_C * count / (count - 1).clamp(min=1), self.momentum)
+        return (x_NC - mean_C) * (variance_C + self.eps).rsqrt() * self.weight + self.bias
+
+
+def make_projection(config: ProjectionConfig, in_width: int, width: int) -> nn.Module:
+    """The layer that projects into the width in which predictions and targets are compared."""
+    if not isinstance(config, MlpProjectionConfig):
+        return nn.Linear(in_width, width)
+    hidden = config.hidden_width
+    first, last = nn.Linear(in_width, hidden, bias=False), nn.Linear(hidden, width)
+    for linear in (first, last):
+        nn.init.xavier_normal_(linear.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(first, FrameBatchNorm(hidden), nn.ReLU(), last)
+
+
 class SelfSupervisedHead(nn.Module):
-    def __init__(self, config: QuantiserConfig, feature_width: int, context_width: int) -> None:
+    def __init__(
+        self,
+        quantiser: QuantiserConfig,
+        projection: ProjectionConfig,
+        feature_width: int,
+        context_width: int,
+        feature_dropout: float,
+    ) -> None:
         super().__init__()
-        self.quantiser = Quantiser(config, feature_width)
-        self.project_context = nn.Linear(context_width, config.dim)
-        self.project_target = nn.Linear(config.dim, config.dim)
+        self.feature_dropout = nn.Dropout(feature_dropout)
+        self.quantiser = Quantiser(quantiser, feature_width)
+        self.project_context = make_projection(projection, context_width, quantiser.dim)
+        self.project_target = make_projection(projection, quantiser.dim, quantiser.dim)

@@ -12,7 +12,7 @@ from typing import Any
 from trainables.config import Config
 from trainables.data.config import CorpusConfig
 from trainables.losses.config import LossConfig
-from trainables.models.config import ModelConfig
+from trainables.models.presets import ModelConfig
 from trainables.regimes.config import (
     BlJustRegime,
     PretrainFinetuneRegime,

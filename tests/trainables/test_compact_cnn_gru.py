@@ -14,8 +14,9 @@ from tests.trainables.builders import batch_of, corpus_of, small_model
 from trainables.data.batches import SAMPLE_RATE_HZ, load_audio
 from trainables.data.corpus import Corpus
 from trainables.models.acoustic import AcousticModel, count_parameters
-from trainables.models.cnn_gru import CnnGru, LogMel
-from trainables.models.config import CnnGruConfig
+from trainables.models.compact_cnn_gru import CompactCnnGru
+from trainables.models.config import CompactCnnGruConfig
+from trainables.models.extractors import LogMel
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +25,13 @@ def corpus(small_corpus: Path) -> Corpus:
 
 
 @pytest.fixture(scope="module", params=[{}, {"cnn_layers": 0}, {"gru_layers": 3}], ids=["small", "no residual", "deep"])
-def backbone(request: pytest.FixtureRequest) -> CnnGru:
+def backbone(request: pytest.FixtureRequest) -> CompactCnnGru:
     torch.manual_seed(0)
-    return CnnGru(CnnGruConfig.model_validate({**SMALL_MODEL, **request.param})).eval()
+    return CompactCnnGru(CompactCnnGruConfig.model_validate({**SMALL_MODEL, **request.param})).eval()
 
 
 @torch.no_grad()
-def outputs(backbone: CnnGru, waveforms: list[Tensor], *, padding: int = 0) -> list[tuple[Tensor, Tensor]]:
+def outputs(backbone: CompactCnnGru, waveforms: list[Tensor], *, padding: int = 0) -> list[tuple[Tensor, Tensor]]:
     """Valid features and context of each utterance of a batch, padded to the longest and `padding` samples more."""
     batch_BS = torch.nn.functional.pad(torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), (0, padding))
     raw_BTD, num_frames_B = backbone.features(batch_BS, torch.tensor([len(w) for w in waveforms]))
@@ -53,18 +54,18 @@ def assert_same_outputs(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tens
 
 
 @pytest.mark.parametrize("padding", [1, 399, 640, 16_001])
-def test_zero_padding_changes_no_valid_frame(backbone: CnnGru, corpus: Corpus, padding: int) -> None:
+def test_zero_padding_changes_no_valid_frame(backbone: CompactCnnGru, corpus: Corpus, padding: int) -> None:
     for waveform in waveforms_of(corpus):
         assert_same_outputs(outputs(backbone, [waveform]), outputs(backbone, [waveform], padding=padding))
 
 
-def test_longer_neighbours_in_the_batch_change_no_valid_frame(backbone: CnnGru, corpus: Corpus) -> None:
+def test_longer_neighbours_in_the_batch_change_no_valid_frame(backbone: CompactCnnGru, corpus: Corpus) -> None:
     waveforms = waveforms_of(corpus)
     assert len({len(w) for w in waveforms}) == len(waveforms)
     assert_same_outputs(outputs(backbone, waveforms), [outputs(backbone, [w])[0] for w in waveforms])
 
 
-def test_the_order_of_the_batch_does_not_matter(backbone: CnnGru, corpus: Corpus) -> None:
+def test_the_order_of_the_batch_does_not_matter(backbone: CompactCnnGru, corpus: Corpus) -> None:
     waveforms = waveforms_of(corpus)
     assert_same_outputs(outputs(backbone, waveforms), outputs(backbone, waveforms[::-1])[::-1])
 
@@ -74,14 +75,14 @@ def test_the_number_of_frames_is_that_of_the_windows_halved_twice(num_samples: i
     """Windows of 400 samples 160 apart that lie inside the utterance (at least one), halved twice, rounding up."""
     windows = len(range(0, num_samples - 400 + 1, 160)) or 1
     expected = math.ceil(math.ceil(windows / 2) / 2)
-    backbone = CnnGru(CnnGruConfig(mel_bins=8, cnn_width=8, gru_width=8, cnn_layers=0))
+    backbone = CompactCnnGru(CompactCnnGruConfig(mel_bins=8, cnn_width=8, gru_width=8, cnn_layers=0))
     features, num_frames = backbone.features(torch.randn(1, num_samples), torch.tensor([num_samples]))
     assert num_frames.tolist() == [expected]
     assert features.shape[1] == expected
 
 
 @pytest.mark.parametrize("seconds", [1, 4, 15])
-def test_features_come_at_25_hz(backbone: CnnGru, seconds: int) -> None:
+def test_features_come_at_25_hz(backbone: CompactCnnGru, seconds: int) -> None:
     samples = seconds * SAMPLE_RATE_HZ
     _, num_frames = backbone.features(torch.randn(1, samples), torch.tensor([samples]))
     assert num_frames.item() == 25 * seconds
@@ -96,7 +97,7 @@ def test_log_mel_is_zero_mean_and_unit_variance_per_utterance_and_bin(corpus: Co
         assert not mel_MT[:, n:].any()
 
 
-def test_features_do_not_depend_on_loudness(backbone: CnnGru, corpus: Corpus) -> None:
+def test_features_do_not_depend_on_loudness(backbone: CompactCnnGru, corpus: Corpus) -> None:
     """But for the floor of the logarithm: half as loud is within 5 % of the features' spread."""
     waveform = waveforms_of(corpus)[0]
     (loud, _), (quiet, _) = (outputs(backbone, [w])[0] for w in (waveform, waveform / 2))
@@ -104,7 +105,7 @@ def test_features_do_not_depend_on_loudness(backbone: CnnGru, corpus: Corpus) ->
 
 
 @torch.no_grad()
-def test_masked_frames_are_hidden_from_the_context_and_others_are_not(backbone: CnnGru, corpus: Corpus) -> None:
+def test_masked_frames_are_hidden_from_the_context_and_others_are_not(backbone: CompactCnnGru, corpus: Corpus) -> None:
     batch = batch_of(corpus, [0, 1])
     features_BTD, num_frames = backbone.features(batch.waveform_BS, batch.num_samples_B)
     mask_BT = torch.zeros(features_BTD.shape[:2], dtype=torch.bool)
@@ -120,7 +121,7 @@ def test_masked_frames_are_hidden_from_the_context_and_others_are_not(backbone: 
 
 
 @torch.no_grad()
-def test_a_masked_frame_is_replaced_by_the_mask_embedding(backbone: CnnGru, corpus: Corpus) -> None:
+def test_a_masked_frame_is_replaced_by_the_mask_embedding(backbone: CompactCnnGru, corpus: Corpus) -> None:
     batch = batch_of(corpus, [0])
     features_BTD, num_frames = backbone.features(batch.waveform_BS, batch.num_samples_B)
     mask_BT = torch.zeros(features_BTD.shape[:2], dtype=torch.bool)
@@ -132,7 +133,7 @@ def test_a_masked_frame_is_replaced_by_the_mask_embedding(backbone: CnnGru, corp
     assert not torch.equal(backbone.context(features_BTD, num_frames, torch.zeros_like(mask_BT)), unmasked)
 
 
-def test_the_context_sees_the_whole_utterance_in_both_directions(backbone: CnnGru, corpus: Corpus) -> None:
+def test_the_context_sees_the_whole_utterance_in_both_directions(backbone: CompactCnnGru, corpus: Corpus) -> None:
     batch = batch_of(corpus, [0])
     features, num_frames = backbone.features(batch.waveform_BS, batch.num_samples_B)
     features = features.detach().requires_grad_()
@@ -142,7 +143,7 @@ def test_the_context_sees_the_whole_utterance_in_both_directions(backbone: CnnGr
         assert gradient[0].abs().sum(1).gt(0).all()
 
 
-def parameters_by_formula(config: CnnGruConfig, symbols: int) -> tuple[int, int]:
+def parameters_by_formula(config: CompactCnnGruConfig, symbols: int) -> tuple[int, int]:
     """Backbone and CTC head: convolutions of width 5 with bias, LayerNorms, GRU gates with both biases, one Linear."""
     mel, d, h = config.mel_bins, config.cnn_width, config.gru_width
     convolutions = (5 * mel * d + d + 2 * d) + (1 + config.cnn_layers) * (5 * d * d + d + 2 * d)
@@ -154,20 +155,24 @@ def parameters_by_formula(config: CnnGruConfig, symbols: int) -> tuple[int, int]
 
 @pytest.mark.parametrize(
     "config",
-    [CnnGruConfig(), CnnGruConfig(cnn_layers=0, gru_layers=3), CnnGruConfig(mel_bins=40, cnn_width=64, gru_width=96)],
+    [
+        CompactCnnGruConfig(),
+        CompactCnnGruConfig(cnn_layers=0, gru_layers=3),
+        CompactCnnGruConfig(mel_bins=40, cnn_width=64, gru_width=96),
+    ],
 )
-def test_parameters_are_as_many_as_the_formula_says(config: CnnGruConfig) -> None:
+def test_parameters_are_as_many_as_the_formula_says(config: CompactCnnGruConfig) -> None:
     model = AcousticModel(config, 30, seed=0)
     assert (count_parameters(model.backbone), count_parameters(model.ctc_head)) == parameters_by_formula(config, 30)
 
 
 def test_the_default_model_has_622_thousand_parameters() -> None:
     """By hand: 58,032 + 3 x 104,112 + 288 + 144 + 250,560 + 576 in the backbone, 289 x 30 in the head."""
-    assert parameters_by_formula(CnnGruConfig(), 30) == (621_936, 8_670)
+    assert parameters_by_formula(CompactCnnGruConfig(), 30) == (621_936, 8_670)
 
 
 def test_initial_weights_of_a_part_do_not_depend_on_the_size_of_the_others() -> None:
-    config = CnnGruConfig.model_validate(SMALL_MODEL)
+    config = CompactCnnGruConfig.model_validate(SMALL_MODEL)
     other = config.with_(quantiser=config.quantiser.with_(entries=32))
     one, two = AcousticModel(config, 30, seed=3), AcousticModel(other, 55, seed=3)
     for (name, tensor), same in zip(one.backbone.state_dict().items(), two.backbone.state_dict().values(), strict=True):
