@@ -1,0 +1,119 @@
+"""Where the weights of a trained model lie, what identifies them, and which model they are of. Needs no torch.
+
+Three layouts: a Hugging Face folder (config.json beside the weights), a stage's folder in the store of a study
+(stage.json beside the weights), and a `.pt` file of fairseq or SEW.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from trainables.models import huggingface
+from trainables.models.config import TransformerConfig
+
+WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+
+class CheckpointError(ValueError):
+    """Weights that cannot be used; the message names the file and the rule."""
+
+
+def locate(name: str) -> Path:
+    """The file or folder of weights: a path, or the name of a model on the Hugging Face hub, which is downloaded.
+
+    Raises CheckpointError.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path.absolute()
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise CheckpointError(f"{name}: no such file or folder")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = ["*.json", "*.safetensors", "pytorch_model*.bin"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{name}: neither a file or folder here, nor to be had from the Hugging Face hub ({reason})"
+        ) from error
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files that hold the weights. Raises CheckpointError."""
+    if path.is_file():
+        return [path]
+    for pattern in WEIGHT_FILES:
+        if files := sorted(path.glob(pattern)):
+            return files
+    raise CheckpointError(f"{path}: no weights here (looked for {', '.join(WEIGHT_FILES)})")
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 of the weights: their content is part of a stage's identity, their place is not."""
+    files = weight_files(path)
+    return _hash(tuple((file, file.stat().st_size, file.stat().st_mtime_ns) for file in files))
+
+
+@functools.lru_cache
+def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
+    digest = hashlib.sha256()
+    for path, size, _ in files:
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of the file, empty when it does not exist. Raises CheckpointError."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is not JSON: {error}") from error
+    return content
+
+
+def described_model(path: Path) -> Any | None:
+    """The settings of the model, where a file tells them; None for a `.pt` file, whose weights must be looked at.
+
+    Raises CheckpointError.
+    """
+    if path.is_file():
+        return None
+    if stage := read_json(path / "stage.json"):
+        return stage["model"]
+    config = read_json(path / "config.json")
+    if not config:
+        raise CheckpointError(f"{path}: neither config.json (Hugging Face) nor stage.json (a study's stage) is here")
+    try:
+        return huggingface.read_config(config, read_json(path / "preprocessor_config.json"))
+    except ValueError as error:
+        raise CheckpointError(f"{path / 'config.json'}: {error}") from error
+
+
+# What may differ between a checkpoint and the model that starts from it: nothing that has weights in the backbone.
+_FREE = {"preset", "dropout", "quantiser", "projection", "normalise_waveform", "variant"}
+
+
+def differences(model: Any, found: Any) -> list[str]:
+    """The fields in which the backbone of the model is not the one found, as `field: found, not the model's`."""
+    mine, theirs = _architecture(model), _architecture(found)
+    names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    return [f"{name}: {theirs.get(name)}, not {mine.get(name)}" for name in names]
+
+
+def _architecture(model: Any) -> dict[str, Any]:
+    fields: dict[str, Any] = model.model_dump(mode="json", exclude=_FREE)
+    if isinstance(model, TransformerConfig):
+        fields |= {"heads": model.num_heads, "feedforward_width": model.inner_width}
+        fields["extractor"].pop("masked_statistics", None)
+    return fields
