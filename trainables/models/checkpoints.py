@@ -75,7 +75,9 @@ class Checkpoint:
     def _find(self, ours: str, part: str) -> Tensor | None:
         theirs = self._theirs(ours, part)
         found = [self.weights[name] for name in theirs if name in self.weights]
-        return torch.cat(found) if len(found) == len(theirs) else None
+        if len(found) < len(theirs):
+            return None
+        return torch.cat(found) if len(found) > 1 else found[0]
 
     def _unused(self, module: nn.Module, part: str) -> list[str]:
         """Weights of the backbone that have no place in ours."""
