@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from study.spec import StudySpec, read_spec, without_passwords
 from study.sweep_file import SweepError
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
-VERBS = ("run", "plan", "status", "report")
+VERBS = ("run", "plan", "status", "report", "models", "export", "transcribe")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,9 +60,19 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="write the report of a study again")
     report.add_argument("study", help="name of the study")
     report.set_defaults(command=_report)
-    for verb in (status, report):
+    models = verbs.add_parser("models", help="the models by name, with their sizes")
+    models.set_defaults(command=_models)
+    export = verbs.add_parser("export", help="write a trained model as a Hugging Face folder")
+    export.add_argument("trained", metavar="TRIAL-or-folder", help="a trial, as STUDY/TRIAL or TRIAL, or a folder")
+    export.add_argument("folder", type=Path, help="where to write")
+    export.set_defaults(command=_export)
+    transcribe = verbs.add_parser("transcribe", help="turn audio files into text with a trained model")
+    transcribe.add_argument("trained", metavar="TRIAL-or-folder", help="a trial, as STUDY/TRIAL or TRIAL, or a folder")
+    transcribe.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio, any rate, any channels")
+    transcribe.set_defaults(command=_transcribe)
+    for verb in (status, report, export, transcribe):
         verb.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
-    for verb in (plan, status, report):
+    for verb in (plan, status, report, models, transcribe):
         verb.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 
@@ -195,6 +206,61 @@ def _report(options: argparse.Namespace) -> int:
     else:
         print(page)
     return DONE
+
+
+def _models(options: argparse.Namespace) -> int:
+    from study.terminal import make_console, model_table
+    from trainables.models.inventory import measure
+    from trainables.models.presets import PRESETS
+
+    sizes = [measure(name) for name in PRESETS]
+    if options.json:
+        print(json.dumps([asdict(size) for size in sizes], indent=2))
+    else:
+        make_console().print(model_table(sizes))
+    return DONE
+
+
+def _export(options: argparse.Namespace) -> int:
+    from trainables.models.checkpoint_files import CheckpointError
+    from trainables.recogniser import Recogniser
+
+    if options.folder.exists() and any(options.folder.iterdir()):
+        raise SweepError([f"{options.folder}: is not empty; name a new folder"])
+    try:
+        Recogniser.open(_trained_folder(options)).export(options.folder)
+    except (CheckpointError, ValueError) as error:
+        raise SweepError([str(error)]) from error
+    print(options.folder)
+    return DONE
+
+
+def _transcribe(options: argparse.Namespace) -> int:
+    from trainables.data.corpus import CorpusError
+    from trainables.models.checkpoint_files import CheckpointError
+    from trainables.recogniser import Recogniser
+
+    missing = [f"{path}: no such file" for path in options.files if not path.is_file()]
+    if missing:
+        raise SweepError(missing)
+    try:
+        recogniser = Recogniser.open(_trained_folder(options))
+        for path in options.files:
+            text = recogniser.transcribe(path)
+            line = json.dumps({"file": str(path), "text": text}, ensure_ascii=False)
+            print(line if options.json else f"{path}\t{text}", flush=True)
+    except (CheckpointError, CorpusError, ValueError) as error:
+        raise SweepError([str(error)]) from error
+    return DONE
+
+
+def _trained_folder(options: argparse.Namespace) -> Path:
+    """The folder that is named, or that of the last stage of the finished trial that is named."""
+    from study.trained import trained_folder
+
+    if Path(options.trained).exists():
+        return Path(options.trained)
+    return trained_folder(_ledger(options.storage), options.storage.absolute(), options.trained)
 
 
 def _ledger(storage: Path) -> Any:

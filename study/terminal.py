@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group
@@ -17,6 +17,7 @@ from study.ledger import Ledger, Trial
 from study.plan import Plan
 from study.spec import StudySpec
 from study.watcher import Watcher
+from trainables.models.cost import ModelSize
 from trainables.stage import Report, Stage
 
 PLAIN_SECONDS = 20.0  # between lines about one trial, when the output is not a terminal
@@ -64,6 +65,25 @@ def plan_table(plan: Plan) -> Group:
             f"{saved:.1f} audio hours" if saved else "",
         )
     return Group(arms, stages, Text(f"{plan.trials} trials at most"))
+
+
+def model_table(sizes: Sequence[ModelSize]) -> Table:
+    numbers = ("parameters (CTC)", "outputs", "parameters (pre-training)", "frames / s", "GFLOP / s of audio")
+    table = Table("preset", title="Models", title_justify="left")
+    for name in numbers:
+        table.add_column(name, justify="right")
+    table.add_column("note")
+    for size in sizes:
+        table.add_row(
+            size.name,
+            f"{size.parameters_ctc:,}",
+            str(size.outputs),
+            f"{size.parameters_pretraining:,}",
+            f"{size.frame_rate_hz:g}",
+            f"{size.flops_per_second / 1e9:.2f}",
+            size.note,
+        )
+    return table
 
 
 @dataclass

@@ -249,6 +249,9 @@ class _Training:
             for part, module in zip(self.stage.parts, trained, strict=True):
                 weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
                 write_atomically(self.folder / f"{part}.safetensors", safetensors.torch.save(weights))
+            symbols = json.dumps({"symbols": self.characters.symbols}, ensure_ascii=False)
+            if "ctc_head" in self.stage.parts:
+                write_atomically(self.folder / "symbols.json", symbols.encode())
             self.store.commit(self.stage, result)
         agree(None)  # no worker goes on before the stage is stored
         return result

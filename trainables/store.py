@@ -21,7 +21,11 @@ class StageStore:
         self.root = root
 
     def folder(self, stage: Stage) -> Path:
-        return self.root / "stages" / stage.kind / stage.name()
+        return self.named_folder(stage.kind, stage.name())
+
+    def named_folder(self, kind: str, name: str) -> Path:
+        """The folder of the stage of this kind and name."""
+        return self.root / "stages" / kind / name
 
     def partial_folder(self, stage: Stage) -> Path:
         """Where the unfinished stage keeps its checkpoint."""

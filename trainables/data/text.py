@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 BLANK = 0
 
@@ -17,8 +18,18 @@ class Characters:
     """The character vocabulary of a corpus. Index 0 is the CTC blank."""
 
     def __init__(self, texts: Iterable[str]) -> None:
-        self.symbols: tuple[str, ...] = ("<blank>", *sorted(set("".join(texts))))
-        self._index = {symbol: i for i, symbol in enumerate(self.symbols)}
+        self._set(("<blank>", *sorted(set("".join(texts)))))
+
+    @classmethod
+    def of_symbols(cls, symbols: tuple[str, ...]) -> Self:
+        """The vocabulary of a trained model; symbol 0 is the blank."""
+        characters = cls(())
+        characters._set(symbols)
+        return characters
+
+    def _set(self, symbols: tuple[str, ...]) -> None:
+        self.symbols = symbols
+        self._index = {symbol: i for i, symbol in enumerate(symbols)}
 
     def __len__(self) -> int:
         return len(self.symbols)

@@ -12,6 +12,7 @@ from trainables.data.seeds import fold
 from trainables.models.cnn_gru import CnnGru, CnnGruClassifier
 from trainables.models.compact_cnn_gru import CompactCnnGru
 from trainables.models.config import CnnGruConfig, CompactCnnGruConfig, TransformerConfig
+from trainables.models.linear import Linear
 from trainables.models.presets import ModelConfig
 from trainables.models.self_supervised import SelfSupervisedHead
 from trainables.models.transformer import Transformer
@@ -52,7 +53,7 @@ class AcousticModel(nn.Module):
 def _ctc_head(config: ModelConfig, backbone: Backbone, num_symbols: int) -> nn.Module:
     if isinstance(config, CnnGruConfig):
         return CnnGruClassifier(config, num_symbols)
-    return nn.Linear(backbone.context_width, num_symbols)
+    return Linear(backbone.context_width, num_symbols)
 
 
 def _seeded(seed: int, build: Callable[[], M]) -> M:

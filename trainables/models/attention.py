@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainables.models.config import DisentangledAttentionConfig
+from trainables.models.config import DisentangledAttentionConfig, bucket
+from trainables.models.linear import Linear, linear
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class StandardAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
 
     def forward(self, x_BTE: Tensor, valid_BT: Tensor | None, positions: RelativePositions | None = None) -> Tensor:
         """`valid_BT` is True for the frames that may be attended to; None: all."""
@@ -69,7 +70,7 @@ class DisentangledAttention(StandardAttention):
         scale = 1 / math.sqrt(3 * q_BHTd.shape[3])
         bias_BHTT = self._bias(q_BHTd, k_BHTd, positions, scale)
         if valid_BT is not None:
-            bias_BHTT = bias_BHTT.masked_fill(~valid_BT[:, None, None], -torch.inf)
+            bias_BHTT.masked_fill_(~valid_BT[:, None, None], -torch.inf)
         dropout = self.dropout if self.training else 0.0
         out_BHTd = F.scaled_dot_product_attention(q_BHTd, k_BHTd, v_BHTd, bias_BHTT, dropout, scale=scale)
         out: Tensor = self.out(out_BHTd.transpose(1, 2).flatten(2))
@@ -89,13 +90,13 @@ class DisentangledAttention(StandardAttention):
         to_position = torch.gather(q_BHTd @ (key_HdR * scale), 3, index_BHTT)
         # Row j of this one is a key: its score with the distance of each query i to it.
         from_position = torch.gather(k_BHTd @ (query_HdR * scale), 3, index_BHTT.transpose(2, 3))
-        return to_position + from_position.transpose(2, 3)
+        return to_position.add_(from_position.transpose(2, 3))
 
     def _project(self, embeddings_RE: Tensor) -> tuple[Tensor, Tensor]:
         """Query and key projections of the embeddings, (H, d, R) each."""
         width = embeddings_RE.shape[1]
         weight, bias = self.qkv.weight[: 2 * width], self.qkv.bias[: 2 * width]
-        query_RE, key_RE = F.linear(self.position_dropout(embeddings_RE), weight, bias).chunk(2, dim=1)
+        query_RE, key_RE = linear(self.position_dropout(embeddings_RE), weight, bias).chunk(2, dim=1)
         query_HdR, key_HdR = (x.reshape(len(x), self.heads, -1).permute(1, 2, 0) for x in (query_RE, key_RE))
         return query_HdR, key_HdR
 
@@ -119,15 +120,6 @@ class RelativeEmbeddings(nn.Module):
         frames_T = torch.arange(num_frames, device=self.weight.device)
         index_TT = rows_R[frames_T[:, None] - frames_T + num_frames - 1]
         return RelativePositions(self.norm(self.weight[used]), used, index_TT)
-
-
-def bucket(config: DisentangledAttentionConfig, distance: int) -> int:
-    """Signed bucket of a relative distance (query - key): itself up to half the buckets, logarithmic beyond."""
-    half = config.buckets // 2
-    if abs(distance) <= half:
-        return distance
-    ratio = math.log(abs(distance) / half) / math.log((config.max_distance - 1) / half)
-    return int(math.copysign(math.ceil(ratio * (half - 1)) + half, distance))
 
 
 @functools.lru_cache(maxsize=1024)

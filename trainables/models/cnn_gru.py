@@ -15,6 +15,7 @@ from trainables.models.attention import StandardAttention
 from trainables.models.config import CnnGruConfig
 from trainables.models.extractors import LogMel
 from trainables.models.frames import frame_mask
+from trainables.models.linear import Linear
 
 HEADS = 8
 
@@ -97,7 +98,7 @@ class CnnGru(nn.Module):
         self.cnn = nn.ModuleList(
             [CnnLayer(config.channels, self.mel_bins, config.dropout, compat=compat) for _ in range(config.cnn_layers)]
         )
-        self.project = nn.Linear(self.feature_width, config.gru_width)
+        self.project = Linear(self.feature_width, config.gru_width)
         widths = [config.gru_width] + [self.context_width] * (config.gru_layers - 1)
         self.gru = nn.ModuleList([GruLayer(width, config.gru_width, config.dropout) for width in widths])
 
@@ -137,5 +138,5 @@ class CnnGruClassifier(nn.Sequential):
     def __init__(self, config: CnnGruConfig, num_symbols: int) -> None:
         width = 2 * config.gru_width
         super().__init__(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * width, num_symbols)
+            Linear(width, 2 * width), nn.GELU(), nn.Dropout(config.dropout), Linear(2 * width, num_symbols)
         )

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
@@ -135,6 +136,15 @@ class DisentangledAttentionConfig(Config):
                 f"max_distance must be more than buckets / 2 + 1, got {self.max_distance} and {self.buckets}"
             )
         return self
+
+
+def bucket(config: DisentangledAttentionConfig, distance: int) -> int:
+    """Signed bucket of a relative distance (query - key): itself up to half the buckets, logarithmic beyond."""
+    half = config.buckets // 2
+    if abs(distance) <= half:
+        return distance
+    ratio = math.log(abs(distance) / half) / math.log((config.max_distance - 1) / half)
+    return int(math.copysign(math.ceil(ratio * (half - 1)) + half, distance))
 
 
 AttentionConfig = Annotated[StandardAttentionConfig | DisentangledAttentionConfig, Field(discriminator="kind")]

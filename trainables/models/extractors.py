@@ -13,6 +13,17 @@ from torch import Tensor, nn
 from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.models.config import MEL_HOP, MEL_WINDOW, FilterBankExtractorConfig, WaveExtractorConfig
 from trainables.models.frames import count_frames, frame_mask
+from trainables.models.linear import Linear
+
+CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ  # that a wave extractor takes at a time when no gradient is wanted
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU of a tensor that nothing else uses: in its place where no gradient needs the input."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return F.gelu(x)
+    in_place: Tensor = torch.ops.aten.gelu_(x)
+    return in_place
 
 
 class LogMel(nn.Module):
@@ -65,6 +76,15 @@ class WaveExtractor(nn.Module):
 
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, D) features and the (B,) valid frames."""
+        num_frames_B = count_frames(self.config.geometry, num_samples_B)
+        if torch.is_grad_enabled():
+            return self._convolve(waveform_BS, num_samples_B), num_frames_B
+        # Most memory of a forward pass is here; without gradients, a few utterances at a time need only their share.
+        rows = max(1, CHUNK_SAMPLES // waveform_BS.shape[1])
+        chunks = zip(torch.split(waveform_BS, rows), torch.split(num_samples_B, rows), strict=True)
+        return torch.cat([self._convolve(*chunk) for chunk in chunks]), num_frames_B
+
+    def _convolve(self, waveform_BS: Tensor, num_samples_B: Tensor) -> Tensor:
         x_BCT = waveform_BS[:, None]
         for index, layer in enumerate(self.layers):
             x_BCT = layer["conv"](x_BCT)  # type: ignore[index]
@@ -73,8 +93,8 @@ class WaveExtractor(nn.Module):
                 x_BCT = norm(x_BCT.transpose(1, 2)).transpose(1, 2)
             elif index == 0:
                 x_BCT = self._group_norm(norm, x_BCT, num_samples_B)
-            x_BCT = F.gelu(x_BCT)
-        return x_BCT.transpose(1, 2), count_frames(self.config.geometry, num_samples_B)
+            x_BCT = gelu(x_BCT)
+        return x_BCT.transpose(1, 2)
 
     def _group_norm(self, norm: nn.GroupNorm, x_BCT: Tensor, num_samples_B: Tensor) -> Tensor:
         if not self.config.masked_statistics:
@@ -95,7 +115,7 @@ class FilterBankExtractor(nn.Module):
         self.log_mel = LogMel(config.mel_bins)
         self.conv1 = nn.Conv2d(1, config.channels, 3)
         self.conv2 = nn.Conv2d(config.channels, config.channels, 3, stride=2)
-        self.project = nn.Linear(config.channels * ((config.mel_bins - 2 - 3) // 2 + 1), config.width)
+        self.project = Linear(config.channels * ((config.mel_bins - 2 - 3) // 2 + 1), config.width)
 
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, D) features and the (B,) valid frames."""

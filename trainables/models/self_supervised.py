@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainables.distributed import sum_over_workers, world_size
 from trainables.models.config import MlpProjectionConfig, ProjectionConfig, QuantiserConfig
+from trainables.models.linear import Linear
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Quantiser(nn.Module):
 
     def __init__(self, config: QuantiserConfig, in_width: int) -> None:
         super().__init__()
-        self.logits = nn.Linear(in_width, config.codebooks * config.entries)
+        self.logits = Linear(in_width, config.codebooks * config.entries)
         nn.init.normal_(self.logits.weight)
         nn.init.zeros_(self.logits.bias)
         self.codewords_GVd = nn.Parameter(
@@ -71,9 +72,9 @@ class FrameBatchNorm(nn.BatchNorm1d):
 def make_projection(config: ProjectionConfig, in_width: int, width: int) -> nn.Module:
     """The layer that projects into the width in which predictions and targets are compared."""
     if not isinstance(config, MlpProjectionConfig):
-        return nn.Linear(in_width, width)
+        return Linear(in_width, width)
     hidden = config.hidden_width
-    first, last = nn.Linear(in_width, hidden, bias=False), nn.Linear(hidden, width)
+    first, last = Linear(in_width, hidden, bias=False), Linear(hidden, width)
     for linear in (first, last):
         nn.init.xavier_normal_(linear.weight)
     nn.init.zeros_(last.bias)

@@ -21,8 +21,9 @@ from trainables.models.config import (
     TransformerConfig,
     WaveExtractorConfig,
 )
-from trainables.models.extractors import FilterBankExtractor, WaveExtractor
+from trainables.models.extractors import FilterBankExtractor, WaveExtractor, gelu
 from trainables.models.frames import frame_mask, padding_mask
+from trainables.models.linear import Linear
 
 EXTRACTORS: dict[type, type[nn.Module]] = {
     WaveExtractorConfig: WaveExtractor,
@@ -72,8 +73,8 @@ class TransformerLayer(nn.Module):
             self.dropout = nn.Dropout(dropout.hidden)
             self.activation_dropout = nn.Dropout(dropout.activation)
         self.attention_norm = nn.LayerNorm(width, eps=epsilon)
-        self.expand = nn.Linear(width, config.inner_width)
-        self.contract = nn.Linear(config.inner_width, width)
+        self.expand = Linear(width, config.inner_width)
+        self.contract = Linear(config.inner_width, width)
         self.feedforward_norm = nn.LayerNorm(width, eps=epsilon)
 
     def forward(self, x_BUE: Tensor, valid_BU: Tensor | None, positions: RelativePositions | None) -> Tensor:
@@ -86,7 +87,7 @@ class TransformerLayer(nn.Module):
         return y_BUE
 
     def _feedforward(self, x_BUE: Tensor) -> Tensor:
-        y_BUE: Tensor = self.contract(self.activation_dropout(F.gelu(self.expand(x_BUE))))
+        y_BUE: Tensor = self.contract(self.activation_dropout(gelu(self.expand(x_BUE))))
         return y_BUE
 
 
@@ -105,7 +106,7 @@ class Transformer(nn.Module):
         self.mask_width = self.context_width = width
         self.extractor = EXTRACTORS[type(config.extractor)](config.extractor)
         self.feature_norm = nn.LayerNorm(feature_width)
-        self.project = nn.Linear(feature_width, width) if feature_width != width else nn.Identity()
+        self.project = Linear(feature_width, width) if feature_width != width else nn.Identity()
         self.input_dropout = nn.Dropout(config.dropout.input)
         self.mask_embedding = nn.Parameter(torch.empty(width).uniform_())
         self.positions = ConvPositions(config)
@@ -114,7 +115,7 @@ class Transformer(nn.Module):
         self.norm = nn.Identity() if disentangled else nn.LayerNorm(width)  # before post-LN layers, after pre-LN ones
         self.dropout = nn.Identity() if disentangled else nn.Dropout(config.dropout.hidden)
         self.layers = nn.ModuleList([TransformerLayer(config) for _ in range(config.layers)])
-        self.upsample = nn.Linear(width, config.squeeze * width) if config.squeeze > 1 else None
+        self.upsample = Linear(width, config.squeeze * width) if config.squeeze > 1 else None
         self._initialise(bert=not disentangled)
 
     def _initialise(self, *, bert: bool) -> None:
@@ -194,11 +195,18 @@ class Transformer(nn.Module):
         left_over_BT = padding_mask(num_frames_B // self.config.squeeze * self.config.squeeze, max_frames, y_BTE.device)
         return y_BTE if left_over_BT is None else y_BTE.masked_fill(left_over_BT[..., None], 0.0)
 
-    @torch.no_grad()
     def prepare_for_inference(self) -> None:
-        """Fold the weight norm and project the relative positions once. The weights must not change afterwards."""
+        """Do once what does not depend on the input. The weights must not change afterwards."""
+        self.fold_weight_norm()
+        self.cache_positions()
+
+    def fold_weight_norm(self) -> None:
         if parametrize.is_parametrized(self.positions.conv):
             parametrize.remove_parametrizations(self.positions.conv, "weight")
+
+    @torch.no_grad()
+    def cache_positions(self) -> None:
+        """Project the embeddings of relative positions, in each layer."""
         for layer in self.layers if self.relative is not None else ():
             layer.attention.cache_positions(self.relative.table())  # type: ignore[union-attr, operator]
 
