@@ -106,6 +106,7 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
     from study.terminal import Terminal, make_console, plan_table
     from study.tracking import MirrorProcess, tracking_uri
 
+    _fetch_initial_weights(spec)
     console, plan = make_console(), make_plan(spec)
     console.print(Text(spec.question, style="bold"), plan_table(plan), sep="\n")
     ledger = _open_ledger(spec.storage)
@@ -131,6 +132,22 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
     if mirror:
         _tell_mlflow(console, uri, mirrored, mirror.log)
     return SOME_FAILED if any(t.status == "failed" for t in ledger.trials(spec.study)) else DONE
+
+
+def _fetch_initial_weights(spec: StudySpec) -> None:
+    """Download what arms start from, and look into what only its weights describe."""
+    trials = [spec.trial_config(arm) for arm in spec.arms]
+    if not any(trial.init for trial in trials):
+        return
+    from trainables.models.checkpoint_files import CheckpointError, locate
+    from trainables.models.checkpoints import check_fits, read_checkpoint
+
+    for trial in trials:
+        try:
+            if trial.init:
+                check_fits(read_checkpoint(locate(trial.init)), trial.model)
+        except CheckpointError as error:
+            raise SweepError([str(error)]) from error
 
 
 def _conclude(console: Console, spec: StudySpec, ledger: Any) -> tuple[Path, str]:

@@ -14,8 +14,7 @@ from cluster.ray_job import inside_ray_job
 from search_spaces.space import Point, Space, condition_errors, probe_points
 from study.sweep_file import Location, SweepError, SweepFile, did_you_mean, explain, read_sweep_file
 from trainables.config import Config, merge
-from trainables.data.corpus import CorpusError
-from trainables.trial import TrialConfig, corpus_of
+from trainables.trial import TrialConfig, problems
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Metric = Literal["dev_wer", "dev_cer"]
@@ -102,16 +101,24 @@ class StudySpec(Config):
 
     def trial_config(self, arm: str, point: Point | None = None, seed: int | None = None) -> TrialConfig:
         """The resolved configuration of an arm at a point of its space. Raises pydantic's ValidationError."""
-        base = TrialConfig.model_validate(merge(self.trial, self.arms[arm].trial))
-        return at_point(base, {**(point or {}), **({} if seed is None else {"seed": seed})})
+        given = merge(self.trial, self.arms[arm].trial)
+        return at_point(given, {**(point or {}), **({} if seed is None else {"seed": seed})})
 
 
-def at_point(base: TrialConfig, point: Point) -> TrialConfig:
-    """The trial with the values of the point in place of its own. Raises pydantic's ValidationError."""
+def at_point(given: Mapping[str, Any], point: Point) -> TrialConfig:
+    """The trial as the file gives it, with the values of the point. Raises pydantic's ValidationError.
+
+    A preset comes first: it fills in only what neither the file nor the point gives.
+    """
+    presets = {path: value for path, value in point.items() if path.endswith(".preset")}
+    for path, value in presets.items():
+        given = merge(given, nested(path, value))
+    base = TrialConfig.model_validate(given)
     tree = base.model_dump(mode="json")
     for path, value in point.items():
-        tree = merge(tree, nested(path, value))
-    return TrialConfig.model_validate(tree) if point else base
+        if path not in presets:
+            tree = merge(tree, nested(path, value))
+    return TrialConfig.model_validate(tree) if len(point) > len(presets) else base
 
 
 def without_passwords(text: str) -> str:
@@ -156,27 +163,23 @@ def _arm_errors(file: SweepFile) -> Iterator[tuple[Location, str]]:
         own = arm.get("trial") or {} if isinstance(arm, dict) else None
         if not isinstance(own, dict):
             continue
+        given = merge(shared, own)
         try:
-            trial = TrialConfig.model_validate(merge(shared, own))
+            trial = TrialConfig.model_validate(given)
         except ValidationError as error:
             for location, message in explain(error, TrialConfig):
                 yield _where(file, name, location), message
             continue
-        if (problem := _corpus_problem(trial)) is not None:
-            yield _where(file, name, ("corpus",)), problem
+        found = list(problems(trial))
+        for field, message in found:
+            yield _where(file, name, (field,)), message
+        if found:
+            continue
         try:
             space = ArmSpec.model_validate(arm).space
         except ValidationError:
             continue  # explained with the rest of the file
-        yield from _space_errors(space, ("arms", name, "space"), trial)
-
-
-def _corpus_problem(trial: TrialConfig) -> str | None:
-    try:
-        corpus_of(trial.corpus)
-    except CorpusError as error:
-        return str(error)
-    return None
+        yield from _space_errors(space, ("arms", name, "space"), trial, given)
 
 
 def _where(file: SweepFile, arm: str, location: Location) -> Location:
@@ -191,7 +194,9 @@ def _where(file: SweepFile, arm: str, location: Location) -> Location:
     return own
 
 
-def _space_errors(space: Space, where: Location, trial: TrialConfig) -> Iterator[tuple[Location, str]]:
+def _space_errors(
+    space: Space, where: Location, trial: TrialConfig, given: Mapping[str, Any]
+) -> Iterator[tuple[Location, str]]:
     """Paths that the trial does not have, and values that it cannot take, alone or together."""
     known = list(_paths(trial.model_dump(mode="json")))
     errors = [((*where, path), message) for path, message in condition_errors(space)]
@@ -200,20 +205,19 @@ def _space_errors(space: Space, where: Location, trial: TrialConfig) -> Iterator
             errors.append(((*where, path), f"the trial of this arm has no {path!r}{did_you_mean(path, known)}"))
             continue
         for value in distribution.probes():
-            if (problem := _point_problem(trial, {path: value})) is not None:
+            if (problem := _point_problem(given, {path: value})) is not None:
                 errors.append(((*where, path), f"{value!r} is not possible: {problem}"))
     yield from errors
     for point in itertools.islice(probe_points(space), MAX_COMBINATIONS) if not errors else ():
-        if (problem := _point_problem(trial, point)) is not None:
+        if (problem := _point_problem(given, point)) is not None:
             shown = ", ".join(f"{path}={value}" for path, value in point.items())
             yield where, f"{shown} is not possible: {problem}"
             return
 
 
-def _point_problem(trial: TrialConfig, point: Point) -> str | None:
+def _point_problem(given: Mapping[str, Any], point: Point) -> str | None:
     try:
-        changed = at_point(trial, point)
-        return _corpus_problem(changed) if changed.corpus != trial.corpus else None
+        return next((message for _, message in problems(at_point(given, point))), None)
     except ValidationError as error:
         return "; ".join(message for _, message in explain(error, TrialConfig))
 

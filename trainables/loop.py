@@ -25,6 +25,8 @@ from trainables.lease import Lease
 from trainables.losses.build import Batches, TrainingLoss
 from trainables.losses.terms import Terms
 from trainables.models.acoustic import AcousticModel, count_parameters
+from trainables.models.checkpoint_files import CheckpointError, fingerprint, locate
+from trainables.models.checkpoints import read_checkpoint, take_over
 from trainables.stage import Phase, Report, Stage, StageResult
 from trainables.store import StageStore, write_atomically
 
@@ -82,14 +84,17 @@ class _Update:
             weight_decay=phase.optimiser.weight_decay,
         )
 
-    def __call__(self, batches: Batches, progress: float, learning_rate_scale: float) -> Terms:
+    def __call__(
+        self, batches: Batches, progress: float, learning_rate_scale: float, autocast: torch.autocast
+    ) -> Terms:
         """One optimiser update. Raises DivergedError, before the weights change, when the gradient is not finite."""
         for group, learning_rate in zip(self.optimiser.param_groups, self.learning_rates, strict=True):
             group["lr"] = learning_rate * learning_rate_scale
         self.optimiser.zero_grad()
         loss: Tensor
         terms: Terms
-        loss, terms = self.loss(batches, progress)
+        with autocast:
+            loss, terms = self.loss(batches, progress)
         loss.backward()  # type: ignore[no-untyped-call]
         # Part by part: the gradient of one head must not scale that of the backbone or of the other head.
         norms = [nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm) for parameters in self.parts]
@@ -107,6 +112,8 @@ class _Training:
         self.corpus: Corpus = read_corpus(stage.corpus)
         self.characters = Characters(u.text or "" for u in self.corpus.train)
         self.model = build_model(stage, store, len(self.characters)).to(device)
+        if stage.compile_layers:
+            self.model.backbone.compile_layers()
         self.updates = [_Update(self.model, phase) for phase in stage.phases]
         self.streams = {name: self._stream(name) for name in stage.streams}
         self.step = 0
@@ -140,7 +147,7 @@ class _Training:
         progress = self.step / self.stage.steps
         batches = {name: self.streams[name].next().to(self.device) for name in self.stage.phases[phase].loss.streams}
         try:
-            terms = self.updates[phase](batches, progress, self.stage.schedule.scale(progress))
+            terms = self.updates[phase](batches, progress, self.stage.schedule.scale(progress), self._autocast())
         except DivergedError as error:
             rates = ", ".join(f"{part} {rate:g}" for part, rate in self.stage.phases[phase].learning_rates.items())
             raise DivergedError(
@@ -169,7 +176,8 @@ class _Training:
         return {name: total / count for name, (total, count) in totals.items() if count}
 
     def _error_rates(self, split: str) -> dict[str, float]:
-        hypotheses = transcribe(self.model, getattr(self.corpus, split), self.characters, self.device)
+        with self._autocast():
+            hypotheses = transcribe(self.model, getattr(self.corpus, split), self.characters, self.device)
         if rank() == 0:
             lines = (json.dumps(asdict(h), ensure_ascii=False) + "\n" for h in hypotheses)
             write_atomically(self.folder / f"hypotheses-{split}.jsonl", "".join(lines).encode())
@@ -192,6 +200,9 @@ class _Training:
         """Elapsed and accelerator seconds, earlier attempts included."""
         attempt = time.monotonic() - self.started
         return self.elapsed_before + attempt, self.accelerator_before + attempt * world_size()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
 
     def _stream(self, name: str) -> Stream:
         labelled = name == "labelled"
@@ -258,8 +269,16 @@ class _Training:
 
 
 def build_model(stage: Stage, store: StageStore, num_symbols: int) -> AcousticModel:
-    """The model at the start of the stage: fresh parts drawn from the stage's seed, then those it takes over."""
+    """The model at the start of the stage: fresh parts drawn from the stage's seed, then those it takes over.
+
+    Raises CheckpointError when the weights that it starts from are not those that identify the stage, or do not fit.
+    """
     model = AcousticModel(stage.model, num_symbols, seed=stage.seed)
+    if stage.start:
+        path = locate(stage.start.source)
+        if fingerprint(path) != stage.start.sha256:
+            raise CheckpointError(f"{stage.start.source}: its weights are not those that the study was planned with")
+        take_over(read_checkpoint(path), model, stage.parts)
     if stage.initial:
         for part in stage.initial.parts:
             path = store.folder(stage.initial.stage) / f"{part}.safetensors"

@@ -16,6 +16,7 @@ from trainables.losses.ctc import ctc_log_probabilities
 from trainables.models.acoustic import AcousticModel
 from trainables.models.checkpoint_files import CheckpointError
 from trainables.models.checkpoints import read_checkpoint, write_huggingface
+from trainables.models.transformer import Transformer
 
 
 class Recogniser:
@@ -32,6 +33,8 @@ class Recogniser:
         model = AcousticModel(checkpoint.model, len(checkpoint.symbols), seed=0)
         for part in ("backbone", "ctc_head"):
             checkpoint.load_into(model, part)
+        if isinstance(model.backbone, Transformer):
+            model.backbone.prepare_for_inference()
         return cls(model, Characters.of_symbols(checkpoint.symbols))
 
     def export(self, folder: Path) -> None:

@@ -14,6 +14,7 @@ from trainables.data.config import CorpusConfig
 from trainables.losses.config import LossConfig, Part, Stream
 from trainables.models.presets import ModelConfig
 
+Precision = Literal["fp32", "bf16"]
 StageKind = Literal["pretrain", "joint", "finetune", "supervised"]
 
 
@@ -67,6 +68,16 @@ class InitialWeights(Config):
     parts: tuple[Part, ...]
 
 
+class TrainedWeights(Config):
+    """Weights from outside the store: the stage takes over the backbone, and the self-supervised head if there is one.
+
+    Their content identifies them, wherever they lie.
+    """
+
+    source: str = cosmetic(..., description="Path, or name on the Hugging Face hub.")
+    sha256: str
+
+
 class Stage(Config):
     """Fully resolved, defaults included. Everything here that is not marked cosmetic is part of the identity."""
 
@@ -82,10 +93,13 @@ class Stage(Config):
     report_every: int = Field(ge=1, description="Steps between reports of the training loss.")
     evaluate_every: int | None = Field(ge=1, description="Steps between evaluations on dev; None: never.")
     evaluate_test: bool = Field(description="Evaluate on test once, at the end.")
+    precision: Precision = "fp32"
     seed: int
     initial: InitialWeights | None = None
+    start: TrainedWeights | None = None
     version: int = Field(1, description="Bumped by hand when the mathematics of training changes.")
     checkpoint_seconds: float = cosmetic(20.0, description="Time between checkpoints.", gt=0)
+    compile_layers: bool = cosmetic(False, description="torch.compile; results are the same up to rounding.")
 
     @property
     def streams(self) -> tuple[Stream, ...]:

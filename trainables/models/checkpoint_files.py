@@ -28,22 +28,40 @@ def locate(name: str) -> Path:
 
     Raises CheckpointError.
     """
+    found = local_copy(name)
+    if found is None:
+        try:
+            found = _from_hub(name, local_files_only=False)
+        except _HUB_ERRORS as error:
+            reason = str(error).split("\n")[0]
+            raise CheckpointError(
+                f"{name}: neither a file or folder here, nor to be had from the Hugging Face hub ({reason})"
+            ) from error
+    return found
+
+
+def local_copy(name: str) -> Path | None:
+    """The same without a download: None for a model of the hub that is not on this machine. Raises CheckpointError."""
     path = Path(name).expanduser()
     if path.exists():
         return path.absolute()
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise CheckpointError(f"{name}: no such file or folder")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    try:
+        return _from_hub(name, local_files_only=True)
+    except _HUB_ERRORS:
+        return None
+
+
+# HfHubHTTPError is an OSError; a name that the hub cannot have is a ValueError.
+_HUB_ERRORS = (OSError, ValueError)
+
+
+def _from_hub(name: str, *, local_files_only: bool) -> Path:
+    from huggingface_hub import snapshot_download  # takes half a second to import
 
     patterns = ["*.json", "*.safetensors", "pytorch_model*.bin"]
-    try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).split("\n")[0]
-        raise CheckpointError(
-            f"{name}: neither a file or folder here, nor to be had from the Hugging Face hub ({reason})"
-        ) from error
+    return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only))
 
 
 def weight_files(path: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,17 @@ def check_fits(checkpoint: Checkpoint, model: ModelConfig) -> None:
     """Raises CheckpointError naming the fields in which the model is not the checkpoint's."""
     if different := differences(model, checkpoint.model):
         raise CheckpointError(f"{checkpoint.path}: is of another model; {'; '.join(different)}")
+
+
+def take_over(checkpoint: Checkpoint, model: AcousticModel, parts: Collection[str]) -> None:
+    """Start the model from the checkpoint: its backbone, and its self-supervised head where it is wanted and there.
+
+    Raises CheckpointError.
+    """
+    check_fits(checkpoint, model.config)
+    checkpoint.load_into(model, "backbone")
+    if "self_supervised_head" in parts and checkpoint.holds(model, "self_supervised_head"):
+        checkpoint.load_into(model, "self_supervised_head")
 
 
 def write_huggingface(model: AcousticModel, symbols: tuple[str, ...], folder: Path) -> None:

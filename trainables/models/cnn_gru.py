@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from trainables.models.attention import StandardAttention
 from trainables.models.config import CnnGruConfig
 from trainables.models.extractors import LogMel
-from trainables.models.frames import frame_mask
+from trainables.models.frames import frame_mask, refuse_short
 from trainables.models.linear import Linear
 
 HEADS = 8
@@ -103,10 +103,19 @@ class CnnGru(nn.Module):
         self.gru = nn.ModuleList([GruLayer(width, config.gru_width, config.dropout) for width in widths])
 
     def features(self, waveform_BS: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) waveform -> (B, T, D) features, the channels of a mel bin side by side, and the (B,) valid frames."""
+        """(B, S) waveform -> (B, T, D) features, the channels of a mel bin side by side, and the (B,) valid frames.
+
+        Raises ValueError for an utterance that is shorter than one frame.
+        """
+        refuse_short(num_samples_B, self.config.min_samples)
         mel_BMT, num_frames_B = self.log_mel(waveform_BS, num_samples_B)
         x_BCMT = self.stem(mel_BMT[:, None])
         return x_BCMT.permute(0, 3, 2, 1).flatten(2), (num_frames_B - 1) // 2 + 1
+
+    def compile_layers(self) -> None:
+        """Compile what is repeated, for utterances of any length."""
+        for layer in self.cnn:
+            layer.compile(dynamic=True)
 
     def context(
         self,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainables.models.config import CompactCnnGruConfig
 from trainables.models.extractors import LogMel
-from trainables.models.frames import frame_mask
+from trainables.models.frames import frame_mask, refuse_short
 
 
 class ConvLayer(nn.Module):
@@ -36,6 +36,7 @@ class CompactCnnGru(nn.Module):
     def __init__(self, config: CompactCnnGruConfig) -> None:
         super().__init__()
         width = config.cnn_width
+        self.config = config
         self.feature_width = self.mask_width = width
         self.context_width = 2 * config.gru_width
         self.log_mel = LogMel(config.mel_bins)
@@ -51,7 +52,11 @@ class CompactCnnGru(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def features(self, waveform_BS: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) waveform -> (B, T, D) features before normalisation, and the (B,) valid frames, on the CPU."""
+        """(B, S) waveform -> (B, T, D) features before normalisation, and the (B,) valid frames, on the CPU.
+
+        Raises ValueError for an utterance that is shorter than one frame.
+        """
+        refuse_short(num_samples_B, self.config.min_samples)
         x_BDT, num_frames_B = self.log_mel(waveform_BS, num_samples_B)
         for layer in self.subsample:
             x_BDT, num_frames_B = layer(x_BDT, num_frames_B)
@@ -59,6 +64,11 @@ class CompactCnnGru(nn.Module):
             y_BDT, num_frames_B = layer(x_BDT, num_frames_B)
             x_BDT = x_BDT + y_BDT
         return x_BDT.transpose(1, 2), num_frames_B
+
+    def compile_layers(self) -> None:
+        """Compile what is repeated, for utterances of any length."""
+        for layer in self.residual:
+            layer.compile(dynamic=True)
 
     def context(
         self,

@@ -38,10 +38,9 @@ class LogMel(nn.Module):
             )
 
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
-        padded = F.pad(waveform_BS, (0, max(0, MEL_WINDOW - waveform_BS.shape[1])))
         with torch.autocast(waveform_BS.device.type, enabled=False):  # a spectrum's range is too wide for 16 bits
-            mel_BMT = self.mel(padded.float()).add(1e-6).log()
-        num_frames_B = ((num_samples_B - MEL_WINDOW) // MEL_HOP + 1).clamp(min=1)
+            mel_BMT = self.mel(waveform_BS.float()).add(1e-6).log()
+        num_frames_B = count_frames(((MEL_WINDOW, MEL_HOP, 0),), num_samples_B)
         valid_B1T = frame_mask(num_frames_B, mel_BMT.shape[2], mel_BMT.device)[:, None]
         mean, variance = masked_moments(mel_BMT, valid_B1T)
         return (mel_BMT - mean) / (variance + 1e-5).sqrt() * valid_B1T, num_frames_B

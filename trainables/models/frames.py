@@ -20,6 +20,13 @@ def padding_mask(num_frames_B: Tensor, max_frames: int, device: torch.device) ->
     return ~frame_mask(num_frames_B, max_frames, device)
 
 
+def refuse_short(num_samples_B: Tensor, min_samples: int) -> None:
+    """Raises ValueError for an utterance that is shorter than the model can take."""
+    shortest = int(num_samples_B.min())
+    if shortest < min_samples:
+        raise ValueError(f"an utterance has {shortest} samples, and this model needs {min_samples}; leave it out")
+
+
 def count_frames(geometry: FrameGeometry, num_samples_B: Tensor) -> Tensor:
     """(B,) lengths after the convolutions, 0 where there are too few samples."""
     for kernel, stride, padding in geometry:

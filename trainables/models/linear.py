@@ -1,7 +1,7 @@
 """Linear layers that use oneDNN on x86 processors.
 
 PyTorch multiplies fp32 matrices with MKL, which leaves AVX-512 unused on AMD processors: half the speed of oneDNN,
-which PyTorch ships too and uses for convolutions (`python -m tests.benchmarks.linear`).
+which PyTorch ships too and uses for convolutions (measure it with `python -m tests.benchmarks.models --gains`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 _AVAILABLE = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.cpu.get_capabilities().get("avx2", False)
 
@@ -58,6 +59,7 @@ class _OneDnnLinear(torch.autograd.Function):
         return _multiply(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         grad_NO, x_NI = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])

@@ -104,7 +104,7 @@ def fill_in(given: Any) -> Any:
     name = given.get("preset") if isinstance(given, Mapping) else None
     if name is None:
         return given
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"no preset {name!r}; the presets are {', '.join(PRESETS)}")
     preset = PRESETS[name].model_dump(exclude_none=True)
     if given.get("kind", preset["kind"]) != preset["kind"]:

@@ -57,15 +57,19 @@ class FrameBatchNorm(nn.BatchNorm1d):
         x_NC = x_NC.float()
         if not self.training or (world_size() == 1 and len(x_NC) > 1):
             return super().forward(x_NC)
-        count = sum_over_workers(x_NC.new_tensor(float(len(x_NC)))).clamp(min=1)
+        total = sum_over_workers(x_NC.new_tensor(float(len(x_NC))))
+        count = total.clamp(min=1)
         mean_C = sum_over_workers(x_NC.sum(0)) / count
         variance_C = sum_over_workers((x_NC - mean_C).square().sum(0)) / count
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
+        assert self.num_batches_tracked is not None
         with torch.no_grad():
-            self.running_mean.lerp_(mean_C, self.momentum)
-            self.running_var.lerp_(variance_C * count / (count - 1).clamp(min=1), self.momentum)
+            momentum = self.momentum * total.clamp(max=1)  # nothing masked anywhere: nothing learnt
+            self.running_mean.lerp_(mean_C, momentum)
+            self.running_var.lerp_(variance_C * count / (count - 1).clamp(min=1), momentum)
+            self.num_batches_tracked += 1
         return (x_NC - mean_C) * (variance_C + self.eps).rsqrt() * self.weight + self.bias
 
 

@@ -22,7 +22,7 @@ from trainables.models.config import (
     WaveExtractorConfig,
 )
 from trainables.models.extractors import FilterBankExtractor, WaveExtractor, gelu
-from trainables.models.frames import frame_mask, padding_mask
+from trainables.models.frames import frame_mask, padding_mask, refuse_short
 from trainables.models.linear import Linear
 
 EXTRACTORS: dict[type, type[nn.Module]] = {
@@ -133,12 +133,7 @@ class Transformer(nn.Module):
 
         Raises ValueError for an utterance that is shorter than the model can take.
         """
-        shortest = int(num_samples_B.min())
-        if shortest < self.config.min_samples:
-            raise ValueError(
-                f"an utterance has {shortest} samples and this model needs {self.config.min_samples} "
-                f"({self.config.min_frames} frame(s)); leave it out"
-            )
+        refuse_short(num_samples_B, self.config.min_samples)
         if self.config.normalise_waveform:
             waveform_BS = normalise_waveform(waveform_BS, num_samples_B)
         features_BTD, num_frames_B = self.extractor(waveform_BS, num_samples_B)
@@ -195,8 +190,16 @@ class Transformer(nn.Module):
         left_over_BT = padding_mask(num_frames_B // self.config.squeeze * self.config.squeeze, max_frames, y_BTE.device)
         return y_BTE if left_over_BT is None else y_BTE.masked_fill(left_over_BT[..., None], 0.0)
 
+    def compile_layers(self) -> None:
+        """Compile what is repeated, for utterances of any length."""
+        for layer in self.layers:
+            layer.compile(dynamic=True)
+
     def prepare_for_inference(self) -> None:
-        """Do once what does not depend on the input. The weights must not change afterwards."""
+        """Do once what does not depend on the input. The weights must not change afterwards.
+
+        Not for a deep copy: torch gives copies of a parametrised module one class, and folding changes it for all.
+        """
         self.fold_weight_norm()
         self.cache_positions()
 

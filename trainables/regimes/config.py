@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trainables.config import Config, cosmetic
 from trainables.losses.config import BilevelConfig, ContrastiveConfig, CtcConfig
-from trainables.stage import OptimiserConfig, ScheduleConfig
+from trainables.stage import OptimiserConfig, Precision, ScheduleConfig
 
 LearningRate = Annotated[float, Field(gt=0)]
 
@@ -23,7 +23,11 @@ class StageSettings(Config):
     optimiser: OptimiserConfig = OptimiserConfig()
     report_every: int = Field(10, ge=1, description="Steps between reports of the training loss.")
     seed: int | None = Field(None, description="None: the trial's seed, so that every seed trains its own stage.")
+    precision: Precision = Field("fp32", description="bf16: mixed precision (autocast); weights stay in 32 bits.")
     checkpoint_seconds: float = cosmetic(20.0, description="Time between checkpoints.", gt=0)
+    compile_layers: bool = cosmetic(
+        False, description="Compile the layers (torch.compile; on a CPU it needs a C++ compiler)."
+    )
 
 
 class PretrainSettings(StageSettings):

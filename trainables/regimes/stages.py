@@ -20,15 +20,19 @@ from trainables.regimes.config import (
     StageSettings,
     SupervisedRegime,
 )
-from trainables.stage import InitialWeights, Phase, Stage, StageKind
+from trainables.stage import InitialWeights, Phase, Stage, StageKind, TrainedWeights
 
 
 class Setting(Config):
-    """What the stages of a trial have in common. `fingerprints` are those of the labelled and the unlabelled data."""
+    """What the stages of a trial have in common. `fingerprints` are those of the labelled and the unlabelled data.
+
+    The first stage takes over the weights of `start`.
+    """
 
     corpus: CorpusConfig
     fingerprints: dict[str, str]
     model: ModelConfig
+    start: TrainedWeights | None = None
     seed: int
 
 
@@ -57,7 +61,10 @@ def _stage(
         evaluate_test=last,
         seed=setting.seed if settings.seed is None else settings.seed,
         initial=initial,
+        start=setting.start if initial is None else None,
+        precision=settings.precision,
         checkpoint_seconds=settings.checkpoint_seconds,
+        compile_layers=settings.compile_layers,
     )
 
 
