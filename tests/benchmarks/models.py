@@ -35,6 +35,7 @@ from trainables.losses.config import ContrastiveConfig, CtcConfig, MaskConfig
 from trainables.losses.contrastive import contrastive_terms
 from trainables.losses.ctc import ctc_terms
 from trainables.losses.terms import total
+from trainables.models import linear
 from trainables.models.acoustic import AcousticModel
 from trainables.models.checkpoints import write_huggingface
 from trainables.models.presets import PRESETS
@@ -116,11 +117,11 @@ def our_inference(preset: str, batches: list[Batch], precision: str, how: str = 
         model.backbone.cache_positions()
     if how == "compiled":
         model.backbone.prepare_for_inference()
-        for layer in model.backbone.layers:
-            layer.compile(dynamic=True)
+        model.backbone.compile_layers()
 
     @torch.inference_mode()
     def run() -> None:
+        linear._AVAILABLE = how != "linear layers by MKL"
         for batch in batches:
             with autocast(device, precision):
                 features, num_frames = model.backbone.features(batch.waveform_BS, batch.num_samples_B)
@@ -215,7 +216,7 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Callable[..., Pass]]]] = {
     "ctc": (TRAINING, {"transformers": reference_ctc, "ours": our_ctc}),
     "pretraining": (PRETRAINING, {"transformers": reference_pretraining, "ours": our_pretraining}),
 }
-GAINS = ("as trained", "weight norm folded", "positions cached", "prepared", "compiled")
+GAINS = ("as trained", "linear layers by MKL", "weight norm folded", "positions cached", "prepared", "compiled")
 
 
 def seconds_of(passes: dict[str, Pass], rounds: int) -> dict[str, float]:

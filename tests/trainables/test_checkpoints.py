@@ -1118,6 +1118,15 @@ def test_the_exported_tokenizer_joins_symbols_and_changes_nothing(spoken: str, t
     assert AutoProcessor.from_pretrained(tmp_path).decode(ids) == text
 
 
+def test_the_exported_tokenizer_spells_text_in_the_symbols_of_the_head(tmp_path: Path) -> None:
+    """A character that is no symbol becomes the padding, which is the blank: no token lies outside the head."""
+    write_huggingface(acoustic_model(EXPORTED, len(SYMBOLS)), SYMBOLS, tmp_path)
+    tokenizer = AutoProcessor.from_pretrained(tmp_path).tokenizer
+    assert len(tokenizer) == len(SYMBOLS)
+    assert tokenizer(SPANISH).input_ids == [SYMBOLS.index(character) for character in SPANISH]
+    assert tokenizer("w").input_ids == [0]
+
+
 def test_a_model_read_from_transformers_can_be_written_again(tmp_path: Path) -> None:
     theirs, processor = save_recogniser(VOCABULARIES["blank last"], tmp_path)
     checkpoint = read_checkpoint(tmp_path)

@@ -238,9 +238,9 @@ def test_a_transformer_takes_its_least_length_and_refuses_one_sample_fewer(extra
     features_BTD, num_frames_B = backbone.features(torch.randn(1, least), torch.tensor([least]))
     assert num_frames_B.tolist() == [squeeze]
     assert backbone.context(features_BTD, num_frames_B).shape == (1, squeeze, 16)
-    with pytest.raises(ValueError, match=f"has {least - 1} samples and this model needs {least} "):
+    with pytest.raises(ValueError, match=f"has {least - 1} samples, and this model needs {least};"):
         backbone.features(torch.randn(1, least - 1), torch.tensor([least - 1]))
-    with pytest.raises(ValueError, match=f"has {least - 1} samples and this model needs {least} "):
+    with pytest.raises(ValueError, match=f"has {least - 1} samples, and this model needs {least};"):
         backbone.features(torch.randn(2, 8000), torch.tensor([8000, least - 1]))
 
 

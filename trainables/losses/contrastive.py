@@ -21,7 +21,7 @@ from trainables.losses.config import ContrastiveConfig
 from trainables.losses.masks import time_masks
 from trainables.losses.terms import Term, Terms
 from trainables.models.acoustic import AcousticModel
-from trainables.models.frames import frame_mask
+from trainables.models.frames import frame_mask, full_precision
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
@@ -89,7 +89,7 @@ def contrastive_logits(
     """
     device = prediction_NP.device
     prediction_NP, unit_NP = F.normalize(prediction_NP.float(), dim=1), F.normalize(target_NP.float(), dim=1)
-    with torch.autocast(device.type, enabled=False):
+    with full_precision():
         similarity_BMM = frames.by_utterance(prediction_NP) @ frames.by_utterance(unit_NP).transpose(1, 2)
     similarity_NM = similarity_BMM.flatten(0, 1)[frames.slot_N.to(device, non_blocking=True)]
     positive_N1 = (prediction_NP * unit_NP).sum(1, keepdim=True)
@@ -134,7 +134,7 @@ def contrastive_terms(
 
     context_BTC = backbone.context(features_BTD, num_frames_B, mask_BT.to(device, non_blocking=True), seed=batch.seed)
     context_NC = scale_gradient(frames.take(context_BTC), backbone_gradient)
-    features_ND = scale_gradient(frames.take(head.feature_dropout(features_BTD)), backbone_gradient)
+    features_ND = head.feature_dropout(scale_gradient(frames.take(features_BTD), backbone_gradient))
 
     temperature = config.gumbel_start * (config.gumbel_end / config.gumbel_start) ** progress
     noise_NGV = _gumbel_noise(frames.counts, head.quantiser.codewords_GVd, batch.seeds) if model.training else None

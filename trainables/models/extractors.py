@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.models.config import MEL_HOP, MEL_WINDOW, FilterBankExtractorConfig, WaveExtractorConfig
-from trainables.models.frames import count_frames, frame_mask
+from trainables.models.frames import count_frames, frame_mask, full_precision
 from trainables.models.linear import Linear
 
 CHUNK_SAMPLES = 20 * SAMPLE_RATE_HZ  # that a wave extractor takes at a time when no gradient is wanted
@@ -38,7 +38,7 @@ class LogMel(nn.Module):
             )
 
     def forward(self, waveform_BS: Tensor, num_samples_B: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.autocast(waveform_BS.device.type, enabled=False):  # a spectrum's range is too wide for 16 bits
+        with full_precision():  # a spectrum's range is too wide for 16 bits
             mel_BMT = self.mel(waveform_BS.float()).add(1e-6).log()
         num_frames_B = count_frames(((MEL_WINDOW, MEL_HOP, 0),), num_samples_B)
         valid_B1T = frame_mask(num_frames_B, mel_BMT.shape[2], mel_BMT.device)[:, None]

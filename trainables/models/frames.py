@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -32,3 +35,10 @@ def count_frames(geometry: FrameGeometry, num_samples_B: Tensor) -> Tensor:
     for kernel, stride, padding in geometry:
         num_samples_B = ((num_samples_B + 2 * padding - kernel) // stride + 1).clamp(min=0)
     return num_samples_B
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Leave autocast, on whatever device."""
+    with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
+        yield
