@@ -240,12 +240,12 @@ def _models(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from trainables.models.checkpoint_files import CheckpointError
-    from trainables.recogniser import Recogniser
+    from trainables.models.checkpoints import read_ctc_model, write_huggingface
 
     if options.folder.exists() and any(options.folder.iterdir()):
         raise SweepError([f"{options.folder}: is not empty; name a new folder"])
     try:
-        Recogniser.open(_trained_folder(options)).export(options.folder)
+        write_huggingface(*read_ctc_model(_trained_folder(options)), options.folder)
     except (CheckpointError, ValueError) as error:
         raise SweepError([str(error)]) from error
     print(options.folder)

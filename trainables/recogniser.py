@@ -14,8 +14,7 @@ from trainables.data.text import Characters
 from trainables.decoding.greedy import greedy_decode
 from trainables.losses.ctc import ctc_log_probabilities
 from trainables.models.acoustic import AcousticModel
-from trainables.models.checkpoint_files import CheckpointError
-from trainables.models.checkpoints import read_checkpoint, write_huggingface
+from trainables.models.checkpoints import read_ctc_model
 from trainables.models.transformer import Transformer
 
 
@@ -23,23 +22,14 @@ class Recogniser:
     def __init__(self, model: AcousticModel, characters: Characters) -> None:
         self.model = model.eval()
         self.characters = characters
+        if isinstance(model.backbone, Transformer):
+            model.backbone.prepare_for_inference()
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """From a finished stage or a Hugging Face folder. Raises CheckpointError when it has no CTC head or symbols."""
-        checkpoint = read_checkpoint(path)
-        if checkpoint.symbols is None:
-            raise CheckpointError(f"{path}: has no symbols (symbols.json or vocab.json); it was not trained with CTC")
-        model = AcousticModel(checkpoint.model, len(checkpoint.symbols), seed=0)
-        for part in ("backbone", "ctc_head"):
-            checkpoint.load_into(model, part)
-        if isinstance(model.backbone, Transformer):
-            model.backbone.prepare_for_inference()
-        return cls(model, Characters.of_symbols(checkpoint.symbols))
-
-    def export(self, folder: Path) -> None:
-        """Write the model as a Hugging Face folder. Raises ValueError for one that transformers cannot express."""
-        write_huggingface(self.model, self.characters.symbols, folder)
+        model, symbols = read_ctc_model(path)
+        return cls(model, Characters.of_symbols(symbols))
 
     @torch.inference_mode()
     def transcribe(self, path: Path) -> str:

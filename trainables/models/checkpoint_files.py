@@ -13,8 +13,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from trainables.models import huggingface
 from trainables.models.config import TransformerConfig
+from trainables.models.presets import ModelConfig
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
@@ -84,7 +87,7 @@ def fingerprint(path: Path) -> str:
 def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
     digest = hashlib.sha256()
     for path, size, _ in files:
-        digest.update(f"{path.name} {size}\n".encode())
+        digest.update(f"{size}\n".encode())
         with path.open("rb") as stream:
             while block := stream.read(1 << 22):
                 digest.update(block)
@@ -94,13 +97,15 @@ def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """The content of the file, empty when it does not exist. Raises CheckpointError."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise CheckpointError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: is not a JSON object but a {type(content).__name__}")
     return content
 
 
-def described_model(path: Path) -> Any | None:
+def described_model(path: Path) -> ModelConfig | None:
     """The settings of the model, where a file tells them; None for a `.pt` file, whose weights must be looked at.
 
     Raises CheckpointError.
@@ -108,28 +113,42 @@ def described_model(path: Path) -> Any | None:
     if path.is_file():
         return None
     if stage := read_json(path / "stage.json"):
-        return stage["model"]
+        return _stage_model(stage, path / "stage.json")
     config = read_json(path / "config.json")
     if not config:
         raise CheckpointError(f"{path}: neither config.json (Hugging Face) nor stage.json (a study's stage) is here")
+    preprocessor = _preprocessor(path)
     try:
-        return huggingface.read_config(config, read_json(path / "preprocessor_config.json"))
+        return huggingface.read_config(config, preprocessor)
     except ValueError as error:
         raise CheckpointError(f"{path / 'config.json'}: {error}") from error
+
+
+def _stage_model(stage: dict[str, Any], path: Path) -> ModelConfig:
+    try:
+        return TypeAdapter[ModelConfig](ModelConfig).validate_python(stage.get("model"))
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: its `model` is of another version of this project") from error
+
+
+def _preprocessor(path: Path) -> dict[str, Any]:
+    """transformers 5 saves a processor as one file, with the feature extractor inside."""
+    nested = read_json(path / "processor_config.json").get("feature_extractor")
+    return read_json(path / "preprocessor_config.json") or (nested if isinstance(nested, dict) else {})
 
 
 # What may differ between a checkpoint and the model that starts from it: nothing that has weights in the backbone.
 _FREE = {"preset", "dropout", "quantiser", "projection", "normalise_waveform", "variant"}
 
 
-def differences(model: Any, found: Any) -> list[str]:
+def differences(model: ModelConfig, found: ModelConfig) -> list[str]:
     """The fields in which the backbone of the model is not the one found, as `field: found, not the model's`."""
     mine, theirs = _architecture(model), _architecture(found)
     names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
     return [f"{name}: {theirs.get(name)}, not {mine.get(name)}" for name in names]
 
 
-def _architecture(model: Any) -> dict[str, Any]:
+def _architecture(model: ModelConfig) -> dict[str, Any]:
     fields: dict[str, Any] = model.model_dump(mode="json", exclude=_FREE)
     if isinstance(model, TransformerConfig):
         fields |= {"heads": model.num_heads, "feedforward_width": model.inner_width}

@@ -12,8 +12,8 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from trainables.models import fairseq, huggingface
 from trainables.models.acoustic import AcousticModel
@@ -53,7 +53,7 @@ class Checkpoint:
             found = self._find(ours, part)
             if found is None:
                 missing.append(ours)
-            elif found.numel() != tensor.numel():
+            elif not _same_shape(found, tensor, ours):
                 misfits.append(f"{ours} is {tuple(found.shape)}, not {tuple(tensor.shape)}")
             else:
                 state[ours] = found.reshape(tensor.shape)
@@ -77,7 +77,8 @@ class Checkpoint:
         found = [self.weights[name] for name in theirs if name in self.weights]
         if len(found) < len(theirs):
             return None
-        return torch.cat(found) if len(found) > 1 else found[0]
+        alike = all(tensor.shape == found[0].shape for tensor in found)
+        return torch.cat(found) if len(found) > 1 and alike else found[0]
 
     def _unused(self, module: nn.Module, part: str) -> list[str]:
         """Weights of the backbone that have no place in ours."""
@@ -85,6 +86,13 @@ class Checkpoint:
             return []
         used = {name for ours in module.state_dict() for name in self._theirs(ours, part)}
         return [name for name in self.weights if name not in used and not name.startswith(HEADS)]
+
+
+def _same_shape(found: Tensor, tensor: Tensor, ours: str) -> bool:
+    """Apart from axes of size 1, which convolutions of kernel 1 have; codewords may be in one row for all codebooks."""
+    if ours.endswith("codewords_GVd"):
+        return found.numel() == tensor.numel() and found.shape[-1] == tensor.shape[-1]
+    return [n for n in found.shape if n > 1] == [n for n in tensor.shape if n > 1]
 
 
 def rename(name: str, names: Names) -> str:
@@ -107,7 +115,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_stage(path: Path) -> Checkpoint:
-    model = TypeAdapter(ModelConfig).validate_python(described_model(path))
+    model = described_model(path)
+    assert model is not None
     weights = {f"{file.stem}.{name}": t for file in weight_files(path) for name, t in _read_tensors(file).items()}
     names = {part: {r"(.+)": rf"{part}.\1"} for part in ("backbone", "ctc_head", "self_supervised_head")}
     symbols = read_json(path / "symbols.json").get("symbols")
@@ -146,6 +155,8 @@ def _blank_first(path: Path, weights: Weights, vocabulary: Mapping[str, int]) ->
     """The CTC head's rows and the symbols, with the blank (the padding token) moved to the front."""
     blank = read_json(path / "config.json").get("pad_token_id", 0)
     by_id = {index: token for token, index in vocabulary.items()}
+    if blank not in by_id:
+        raise CheckpointError(f"{path / 'config.json'}: pad_token_id (the blank) is not in vocab.json, got {blank!r}")
     symbols = huggingface.read_symbols(vocabulary, by_id.get(blank, ""))
     head = {name: weights[name] for name in ("lm_head.weight", "lm_head.bias") if name in weights}
     size = len(head.get("lm_head.bias", symbols))
@@ -192,6 +203,17 @@ def _read_tensors(path: Path) -> dict[str, Any]:
     return content
 
 
+def read_ctc_model(path: Path) -> tuple[AcousticModel, tuple[str, ...]]:
+    """A trained recogniser and its symbols. Raises CheckpointError when the weights are not those of one."""
+    checkpoint = read_checkpoint(path)
+    if checkpoint.symbols is None:
+        raise CheckpointError(f"{path}: has no symbols (symbols.json or vocab.json); it was not trained with CTC")
+    model = AcousticModel(checkpoint.model, len(checkpoint.symbols), seed=0)
+    for part in ("backbone", "ctc_head"):
+        checkpoint.load_into(model, part)
+    return model, checkpoint.symbols
+
+
 def check_fits(checkpoint: Checkpoint, model: ModelConfig) -> None:
     """Raises CheckpointError naming the fields in which the model is not the checkpoint's."""
     if different := differences(model, checkpoint.model):
@@ -217,6 +239,11 @@ def write_huggingface(model: AcousticModel, symbols: tuple[str, ...], folder: Pa
     config = model.config
     if not isinstance(config, TransformerConfig):
         raise ValueError(f"transformers has no model like {config.family}")
+    if not parametrize.is_parametrized(model.backbone.positions.conv):  # type: ignore[union-attr, arg-type]
+        raise ValueError("the model was prepared for inference, its weight norm is folded; export it before that")
+    outputs = len(model.ctc_head.bias)  # type: ignore[arg-type]
+    if len(symbols) != outputs:
+        raise ValueError(f"{outputs} outputs need as many symbols, got {len(symbols)}")
     files: dict[str, dict[str, Any]] = {
         "config.json": huggingface.write_config(config, len(symbols)),
         "preprocessor_config.json": huggingface.write_preprocessor(config),

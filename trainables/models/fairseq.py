@@ -103,7 +103,7 @@ def _read_shapes(shapes: Shapes) -> TransformerConfig:
 def _numbered(shapes: Shapes, pattern: str) -> list[Sequence[int]]:
     found = {int(m[1]): shape for name, shape in shapes.items() if (m := re.fullmatch(pattern, name))}
     if not found:
-        raise KeyError(pattern.replace("\\", ""))
+        raise KeyError(pattern.replace(r"(\d+)", "0").replace("\\", ""))
     return [found[i] for i in sorted(found)]
 
 

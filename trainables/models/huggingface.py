@@ -84,6 +84,10 @@ def read_config(config: Mapping[str, Any], preprocessor: Mapping[str, Any]) -> T
         if config.get(field, "gelu") not in ("gelu", "gelu_python"):
             raise ValueError(f"{field} must be gelu, got {config[field]!r}")
     disentangled = kind == "sew-d"
+    # SEW-D's encoder has its own, 1e-7; early files on the hub name another, which no code uses.
+    norm_epsilon = "feature_layer_norm_eps" if disentangled else "layer_norm_eps"
+    if config.get(norm_epsilon, 1e-5) != 1e-5:
+        raise ValueError(f"{norm_epsilon} must be 1e-5, got {config[norm_epsilon]!r}")
     return TransformerConfig(
         extractor=_read_extractor(config),
         normalise_waveform=bool(preprocessor.get("do_normalize", False)),
@@ -122,6 +126,8 @@ def _read_extractor(config: Mapping[str, Any]) -> WaveExtractorConfig:
         config.get(name, [layer[i] for layer in default])
         for i, name in enumerate(("conv_dim", "conv_kernel", "conv_stride"))
     ]
+    if len({len(column) for column in columns}) > 1:
+        raise ValueError(f"conv_dim, conv_kernel and conv_stride must be of one length, got {columns}")
     layers = list(zip(*columns, strict=True))
     norm = config.get("feat_extract_norm", "group")
     if bool(config.get("conv_bias", False)) != (norm == "layer"):
@@ -160,8 +166,8 @@ def write_config(model: TransformerConfig, num_symbols: int) -> dict[str, Any]:
     if extractor.masked_statistics:
         raise ValueError("transformers has no masked group-norm statistics (extractor.masked_statistics)")
     kind = {prefix: kind for kind, prefix in MODEL_TYPES.items()}[model.family]
-    if kind == "sew-d" and model.norm_first:
-        raise ValueError("transformers has no pre-LN SEW-D")
+    if kind == "sew-d" and model.squeeze == 1:
+        raise ValueError("transformers has no SEW-D without squeeze")
     channels, kernels, strides = zip(*extractor.layers, strict=True)
     config: dict[str, Any] = {
         "model_type": kind,
@@ -223,8 +229,14 @@ def write_preprocessor(model: TransformerConfig) -> dict[str, Any]:
 
 
 def write_tokenizer(symbols: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Files of the tokenizer: symbol 0 is the blank, a space becomes `|`."""
-    vocabulary = {"<pad>" if i == 0 else "|" if symbol == " " else symbol: i for i, symbol in enumerate(symbols)}
+    """Files of the tokenizer: symbol 0 is the blank, a space becomes `|`, outputs that write nothing get names.
+
+    Raises ValueError for symbols that are not all different.
+    """
+    names = ("<pad>", *(f"<unused{i}>" if not s else "|" if s == " " else s for i, s in enumerate(symbols[1:], 1)))
+    vocabulary = {name: i for i, name in enumerate(names)}
+    if len(vocabulary) < len(names):
+        raise ValueError(f"the symbols must all be different (a space is written |), got {names}")
     tokens = {"pad_token": "<pad>", "unk_token": "<pad>", "bos_token": None, "eos_token": None}
     config = {
         "tokenizer_class": "Wav2Vec2CTCTokenizer",
@@ -240,4 +252,5 @@ def read_symbols(vocabulary: Mapping[str, int], blank: str) -> tuple[str, ...]:
     by_id = {index: token for token, index in vocabulary.items()}
     special = {blank, "<s>", "</s>", "<unk>", "<pad>", "[UNK]", "[PAD]"}
     tokens = [by_id.get(index, "") for index in range(max(by_id) + 1)]
-    return tuple("" if token in special else token.replace("|", " ") for token in tokens)
+    silent = [token in special or token.startswith("<unused") for token in tokens]
+    return tuple("" if quiet else token.replace("|", " ") for token, quiet in zip(tokens, silent, strict=True))
