@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from study.spec import StudySpec, read_spec, without_passwords
+from study.spec import StudySpec, read_spec, trials_of, without_passwords
 from study.sweep_file import SweepError
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -136,16 +136,15 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
 
 def _fetch_initial_weights(spec: StudySpec) -> None:
     """Download what arms start from, and look into what only its weights describe."""
-    trials = [spec.trial_config(arm) for arm in spec.arms]
-    if not any(trial.init for trial in trials):
+    if not any(spec.trial_config(arm).init or "init" in settings.space for arm, settings in spec.arms.items()):
         return
+    starts = {(trial.init, trial.model) for trial in trials_of(spec) if trial.init}
     from trainables.models.checkpoint_files import CheckpointError, locate
     from trainables.models.checkpoints import check_fits, read_checkpoint
 
-    for trial in trials:
+    for init, model in starts:
         try:
-            if trial.init:
-                check_fits(read_checkpoint(locate(trial.init)), trial.model)
+            check_fits(read_checkpoint(locate(init)), model)
         except CheckpointError as error:
             raise SweepError([str(error)]) from error
 
@@ -242,8 +241,8 @@ def _export(options: argparse.Namespace) -> int:
     from trainables.models.checkpoint_files import CheckpointError
     from trainables.models.checkpoints import read_ctc_model, write_huggingface
 
-    if options.folder.exists() and any(options.folder.iterdir()):
-        raise SweepError([f"{options.folder}: is not empty; name a new folder"])
+    if options.folder.is_file() or (options.folder.is_dir() and any(options.folder.iterdir())):
+        raise SweepError([f"{options.folder}: is there already, and not an empty folder; name a new one"])
     try:
         write_huggingface(*read_ctc_model(_trained_folder(options)), options.folder)
     except (CheckpointError, ValueError) as error:

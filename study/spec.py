@@ -121,6 +121,14 @@ def at_point(given: Mapping[str, Any], point: Point) -> TrialConfig:
     return TrialConfig.model_validate(tree) if len(point) > len(presets) else base
 
 
+def trials_of(spec: StudySpec) -> Iterator[TrialConfig]:
+    """Each arm as it stands, and at as many points of its space as are checked before a study starts."""
+    for arm, settings in spec.arms.items():
+        yield spec.trial_config(arm)
+        for point in itertools.islice(probe_points(settings.space), MAX_COMBINATIONS):
+            yield spec.trial_config(arm, point)
+
+
 def without_passwords(text: str) -> str:
     """The text with `***` for the password of every URL in it."""
     return re.sub(r"(://[^/@:\s\"]*):[^/@\s\"]*@", r"\1:***@", text)

@@ -17,7 +17,7 @@ def trained_folder(ledger: Ledger, storage: Path, name: str) -> Path:
     trials = [trial for row in ledger.studies() for trial in ledger.trials(row["study"])]
     found = [trial for trial in trials if name in (trial.trial, f"{trial.study}/{trial.trial}")]
     if not found:
-        known = [trial.trial for trial in trials]
+        known = {trial.trial for trial in trials}
         raise SweepError([f"{name}: no such folder, and no such trial in {storage}{did_you_mean(name, known)}"])
     if len(found) > 1:
         raise SweepError([f"{name}: several studies have it; name one of {', '.join(map(_full_name, found))}"])

@@ -94,12 +94,12 @@ class Stage(Config):
     evaluate_every: int | None = Field(ge=1, description="Steps between evaluations on dev; None: never.")
     evaluate_test: bool = Field(description="Evaluate on test once, at the end.")
     precision: Precision = "fp32"
+    compile_layers: bool = Field(False, description="torch.compile; its dropout draws other numbers.")
     seed: int
     initial: InitialWeights | None = None
     start: TrainedWeights | None = None
     version: int = Field(1, description="Bumped by hand when the mathematics of training changes.")
     checkpoint_seconds: float = cosmetic(20.0, description="Time between checkpoints.", gt=0)
-    compile_layers: bool = cosmetic(False, description="torch.compile; results are the same up to rounding.")
 
     @property
     def streams(self) -> tuple[Stream, ...]:

@@ -15,9 +15,10 @@ from trainables.data.corpus import Corpus, CorpusError, Utterance, read_corpus
 from trainables.models.checkpoint_files import (
     CheckpointError,
     described_model,
-    differences,
     fingerprint,
     local_copy,
+    misfit,
+    weight_files,
 )
 from trainables.models.config import CompactCnnGruConfig, FrameGeometry, frames_after
 from trainables.models.presets import ModelConfig
@@ -86,11 +87,13 @@ def problems(trial: TrialConfig) -> Iterator[tuple[str, str]]:
         try:
             path = local_copy(trial.init)
             found = described_model(path) if path else None
+            if path:
+                weight_files(path)
         except CheckpointError as error:
             yield "init", str(error)
         else:
-            if found is not None and (different := differences(trial.model, found)):
-                yield "init", f"{trial.init} is of another model; {'; '.join(different)}"
+            if found is not None and (message := misfit(trial.model, found)):
+                yield "init", f"{trial.init} {message}"
 
 
 @functools.lru_cache
@@ -98,7 +101,7 @@ def _misfit(corpus_config: CorpusConfig, geometry: FrameGeometry, min_samples: i
     """Why the corpus does not go with a model of this frame geometry."""
     corpus = corpus_of(corpus_config)
     everything = (*corpus.train, *corpus.dev, *corpus.test, *corpus.unlabelled)
-    needed = math.ceil(min_samples * FASTEST) / SAMPLE_RATE_HZ
+    needed = math.ceil(min_samples * FASTEST - 1e-6) / SAMPLE_RATE_HZ
     for utterance in everything:
         if utterance.duration_seconds < needed:
             return (

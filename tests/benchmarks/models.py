@@ -11,6 +11,7 @@ Memory is the peak of one pass in a process of its own, above what the process h
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import resource
 import subprocess
@@ -216,6 +217,14 @@ TASKS: dict[str, tuple[tuple[str, ...], dict[str, Callable[..., Pass]]]] = {
     "ctc": (TRAINING, {"transformers": reference_ctc, "ours": our_ctc}),
     "pretraining": (PRETRAINING, {"transformers": reference_pretraining, "ours": our_pretraining}),
 }
+# P-SEW Tables 1 and 6: inference time of one model / that of another.
+PAPER = {
+    ("sew_d_mid", "w2v2_base"): 0.536,
+    ("sew_d_base_plus", "w2v2_base"): 0.903,
+    ("w2v2_large", "sew_d_base_plus"): 2.68,
+    ("sew_d_tiny", "w2v2_tiny"): 1.00,
+    ("sew_d_tiny", "sew_tiny"): 1.12,
+}
 GAINS = ("as trained", "linear layers by MKL", "weight norm folded", "positions cached", "prepared", "compiled")
 
 
@@ -239,6 +248,7 @@ def peak_mib(run: Pass, device: torch.device) -> float:
         before = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what an earlier pass freed is not counted as held
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     run()
@@ -249,7 +259,9 @@ def peak_mib(run: Pass, device: torch.device) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--presets", nargs="+", choices=list(PRESETS), help="default: a choice for each task")
+    parser.add_argument(
+        "--presets", nargs="+", choices=list(PRESETS), metavar="PRESET", help="default: a choice for each task"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--threads", type=int, default=2)
@@ -257,11 +269,15 @@ def main() -> None:
     parser.add_argument("--batch-seconds", type=float, default=60, help="padded audio in a batch (P-SEW: 250)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--gains", action="store_true", help="what each preparation for inference brings")
+    parser.add_argument("--paper", action="store_true", help="P-SEW's ratios of inference time between models")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)  # of one implementation, in a process of its own
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
+    if options.paper:
+        compare_with_paper(make_batches(options.seconds, options.batch_seconds, device), options)
+        return
     for task in options.tasks:
         presets, implementations = TASKS[task]
         for preset in options.presets or presets:
@@ -294,6 +310,15 @@ def _memory_of(name: str, task: str, preset: str) -> float:
     command = [sys.executable, "-m", "tests.benchmarks.models", *rest, "--memory-of", name]
     command += ["--tasks", task, "--presets", preset]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+
+
+def compare_with_paper(batches: list[Batch], options: argparse.Namespace) -> None:
+    """P-SEW's ratios of inference time (one V100, fp32, dev-other), and what they are here."""
+    presets = list(dict.fromkeys(name for pair in PAPER for name in pair))
+    seconds = seconds_of({name: our_inference(name, batches, options.precision) for name in presets}, options.rounds)
+    for (above, below), published in PAPER.items():
+        ratio = seconds[above] / seconds[below]
+        print(f"paper        {above:15} / {below:15} P-SEW {published:.3f}  here {ratio:.3f}", flush=True)
 
 
 def show_gains(preset: str, batches: list[Batch], options: argparse.Namespace) -> None:

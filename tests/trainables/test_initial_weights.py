@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from transformers import SEWConfig, SEWForCTC
+from transformers import SEWConfig, SEWForCTC, Wav2Vec2Config
 
 from study.run import main
 from study.spec import read_spec
@@ -142,7 +142,9 @@ def fairseq(corpus: Path, folder: Path) -> Start:
 
 
 @pytest.fixture(
-    scope="module", params=[sew, wav2vec2_with_its_head, pretraining_stage, supervised_stage, fairseq], ids=lambda p: p.__name__
+    scope="module",
+    params=[sew, wav2vec2_with_its_head, pretraining_stage, supervised_stage, fairseq],
+    ids=lambda p: p.__name__,
 )
 def start(request: pytest.FixtureRequest, small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Start:
     return request.param(small_corpus, tmp_path_factory.mktemp("start"))
@@ -275,7 +277,7 @@ class TestIdentity:
         assert planned.start.sha256 == "not downloaded: somebody/sew"
         monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
         assert first_stage(small_corpus, name).fingerprint() == first_stage(small_corpus, folder).fingerprint()
-        with pytest.raises(CheckpointError, match="^somebody/sew: its weights are not those that the study was"):
+        with pytest.raises(CheckpointError, match=r"^somebody/sew: its weights are not those that the study was"):
             built(planned, StageStore(tmp_path), small_corpus)
 
 
@@ -285,7 +287,7 @@ OTHER_MODELS: dict[str, tuple[Settings, Sequence[str]]] = {
     "layers": ({**MODEL, "layers": 3}, ["layers: 2, not 3"]),
     "squeeze": ({**MODEL, "squeeze": 1}, ["squeeze: 2, not 1"]),
     "attention": ({**MODEL, "attention": {"kind": "disentangled"}}, ["attention: {'kind': 'standard'}, not {'kind'"]),
-    "another kind": (SMALL_MODEL, ["kind: transformer, not compact_cnn_gru", "width: 32, not None"]),
+    "another kind": (SMALL_MODEL, ["kind: transformer, not compact_cnn_gru"]),
 }
 
 
@@ -304,16 +306,25 @@ class TestModelsThatDoNotFit:
             assert "is of another model; " in message
             assert all(expected in message for expected in messages), message
 
+    def test_are_told_the_preset_that_fits(self, small_corpus: Path, tmp_path: Path) -> None:
+        """The defaults of transformers are wav2vec 2.0 base."""
+        Wav2Vec2Config().save_pretrained(tmp_path)
+        (tmp_path / "model.safetensors").touch()
+        ((_, message),) = problems(trial_of(small_corpus, init=str(tmp_path)))
+        assert message.endswith("{preset: w2v2_base}`")
+        ((_, message),) = problems(trial_of(small_corpus, model={**MODEL, "layers": 3}, init=str(save_sew(tmp_path))))
+        assert message.endswith("is of another model; layers: 2, not 3")
+
     @pytest.mark.parametrize(
-        ("extra", "regimes"),
-        [({"dropout": NO_DROPOUT}, REGIMES), ({"quantiser": {"entries": 4, "dim": 8}}, REGIMES)],
-        ids=["dropout", "quantiser"],
+        "extra",
+        [{"dropout": NO_DROPOUT}, {"quantiser": {"entries": 4, "dim": 8}}, {"normalise_waveform": True}],
+        ids=["dropout", "quantiser", "normalise_waveform"],
     )
     def test_what_holds_no_weight_of_the_backbone_is_free(
-        self, small_corpus: Path, tmp_path: Path, extra: Settings, regimes: dict[str, Settings]
+        self, small_corpus: Path, tmp_path: Path, extra: Settings
     ) -> None:
         source = save_sew(tmp_path / "sew")
-        for regime in regimes.values():
+        for regime in REGIMES.values():
             trial = trial_of(small_corpus, regime, {**MODEL, **extra}, init=str(source))
             assert list(problems(trial)) == []
             assert built(stages_of(trial)[0], StageStore(tmp_path), small_corpus)
@@ -396,7 +407,7 @@ def changed(rows: list[Row], changes: Sequence[Row]) -> list[Row]:
 class TestCorpora:
     @pytest.mark.parametrize(
         ("model", "too_short", "long_enough", "needed"),
-        [(MODEL, "0.049", "0.0495", "0.050"), (SMALL_MODEL, "0.027", "0.0275", "0.028")],
+        [(MODEL, "0.049", "0.050", "0.050"), (SMALL_MODEL, "0.027", "0.028", "0.028")],
         ids=["transformer", "compact_cnn_gru"],
     )
     def test_an_utterance_that_is_too_short_for_the_model_is_named_with_its_seconds(
@@ -422,15 +433,15 @@ class TestCorpora:
 
     def test_texts_that_ctc_cannot_align_are_refused_above_one_in_a_hundred(self, tmp_path: Path) -> None:
         """By hand: `llama` needs a frame a letter and a blank between the l's; 0.105 s are 1680 samples, 5 frames."""
-        rows = spanish_rows(140)
-        assert sum(row["split"] == "train" for row in rows) == 105
+        rows = spanish_rows(136)
+        assert sum(row["split"] == "train" for row in rows) == 102
         unalignable = {"text": "llama", "duration_seconds": "0.105"}
         one = write_corpus(tmp_path / "one", changed(rows, [unalignable]))
         assert list(problems(trial_of(one))) == []
         two = write_corpus(tmp_path / "two", changed(rows, [unalignable] * 2))
         ((field, message),) = problems(trial_of(two))
         assert field == "corpus"
-        assert message.startswith("2 of 105 train utterances have fewer frames than CTC needs for their text, such as ")
+        assert message.startswith("2 of 102 train utterances have fewer frames than CTC needs for their text, such as ")
         assert "with 5 frames for 6;" in message
         example = message.split("such as ")[1].split(" with")[0].strip("'")
         assert example in {row["id"] for row in rows if row["split"] == "train"}
@@ -463,10 +474,10 @@ class TestSweepFiles:
             read_spec(write_sweep(path, **content))
         return caught.value.errors
 
-    def place(self, path: Path) -> str:
+    def place(self, path: Path, key: str = "init") -> str:
         lines = path.read_text().splitlines()
-        ((line, text),) = [(i, line) for i, line in enumerate(lines, 1) if '"init":' in line]
-        return f"{path}:{line}:{text.index('"init"') + 1}"
+        ((line, column),) = [(i, text.index(f'"{key}":') + 1) for i, text in enumerate(lines, 1) if f'"{key}":' in text]
+        return f"{path}:{line}:{column}"
 
     def test_an_init_that_cannot_be_used_has_its_line_and_column(self, small_corpus: Path, tmp_path: Path) -> None:
         path = tmp_path / "sweep.yaml"
@@ -485,9 +496,8 @@ class TestSweepFiles:
         rows = changed(spanish_rows(16), [{"text": "a", "duration_seconds": "0.02"}])
         corpus, path = write_corpus(tmp_path / "corpus", rows), tmp_path / "sweep.yaml"
         found = self.errors(path, corpus, shared={}, own={})
-        line, text = next((i, t) for i, t in enumerate(path.read_text().splitlines(), 1) if '"corpus":' in t)
         assert len(found) == 1
-        assert found[0].startswith(f"{path}:{line}:{text.index('"corpus"') + 1}: trial.corpus: utterance ")
+        assert found[0].startswith(f"{self.place(path, 'corpus')}: trial.corpus: utterance ")
 
     def test_a_stages_folder_is_a_good_init(self, small_corpus: Path, tmp_path: Path) -> None:
         source = supervised_stage(small_corpus, tmp_path).source
@@ -543,16 +553,11 @@ class TestPrecisionAndCompilation:
 
     @pytest.mark.slow
     @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-    @pytest.mark.parametrize("dropout", [NO_DROPOUT, {}], ids=["no dropout", "dropout"])
-    def test_compiled_layers_give_the_same_losses(
-        self, small_corpus: Path, tmp_path: Path, dropout: dict[str, float]
-    ) -> None:
-        """Settings promise the same results up to rounding, and therefore leave it out of the stage's identity."""
-        model = {**MODEL, "layers": 1, "dropout": dropout}
+    def test_compiled_layers_without_dropout_give_the_same_losses(self, small_corpus: Path, tmp_path: Path) -> None:
+        model = {**MODEL, "layers": 1, "dropout": NO_DROPOUT}
         one, two = (first_stage(small_corpus, None, supervised(compile_layers=c), model) for c in (False, True))
-        assert one.fingerprint() == two.fingerprint()
         expected, found = losses(one, tmp_path / "one"), losses(two, tmp_path / "two")
         assert found == pytest.approx(expected, rel=1e-4)
-        stored = [StageStore(tmp_path / name).folder(one) / "backbone.safetensors" for name in ("one", "two")]
+        stored = [StageStore(tmp_path / s).folder(i) / "backbone.safetensors" for s, i in (("one", one), ("two", two))]
         names = [safetensors.torch.load_file(path).keys() for path in stored]
         assert names[0] == names[1]

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainables.models import huggingface
 from trainables.models.config import TransformerConfig
-from trainables.models.presets import ModelConfig
+from trainables.models.presets import PRESETS, ModelConfig
 
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
@@ -143,9 +143,21 @@ _FREE = {"preset", "dropout", "quantiser", "projection", "normalise_waveform", "
 
 def differences(model: ModelConfig, found: ModelConfig) -> list[str]:
     """The fields in which the backbone of the model is not the one found, as `field: found, not the model's`."""
+    if model.kind != found.kind:
+        return [f"kind: {found.kind}, not {model.kind}"]
     mine, theirs = _architecture(model), _architecture(found)
     names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
     return [f"{name}: {theirs.get(name)}, not {mine.get(name)}" for name in names]
+
+
+def misfit(model: ModelConfig, found: ModelConfig) -> str | None:
+    """Why the model cannot start from the weights of the one found, and the preset that can; None when it can."""
+    different = differences(model, found)
+    if not different:
+        return None
+    fitting = [name for name, preset in PRESETS.items() if not differences(preset, found)]
+    advice = f"; they are of `model: {{preset: {fitting[0]}}}`" if fitting else ""
+    return f"is of another model; {'; '.join(different)}{advice}"
 
 
 def _architecture(model: ModelConfig) -> dict[str, Any]:

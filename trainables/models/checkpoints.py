@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from trainables.models import fairseq, huggingface
 from trainables.models.acoustic import AcousticModel
-from trainables.models.checkpoint_files import CheckpointError, described_model, differences, read_json, weight_files
+from trainables.models.checkpoint_files import CheckpointError, described_model, misfit, read_json, weight_files
 from trainables.models.config import TransformerConfig
 from trainables.models.huggingface import Names
 from trainables.models.presets import ModelConfig
@@ -216,8 +216,8 @@ def read_ctc_model(path: Path) -> tuple[AcousticModel, tuple[str, ...]]:
 
 def check_fits(checkpoint: Checkpoint, model: ModelConfig) -> None:
     """Raises CheckpointError naming the fields in which the model is not the checkpoint's."""
-    if different := differences(model, checkpoint.model):
-        raise CheckpointError(f"{checkpoint.path}: is of another model; {'; '.join(different)}")
+    if message := misfit(model, checkpoint.model):
+        raise CheckpointError(f"{checkpoint.path}: {message}")
 
 
 def take_over(checkpoint: Checkpoint, model: AcousticModel, parts: Collection[str]) -> None:

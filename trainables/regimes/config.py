@@ -25,9 +25,7 @@ class StageSettings(Config):
     seed: int | None = Field(None, description="None: the trial's seed, so that every seed trains its own stage.")
     precision: Precision = Field("fp32", description="bf16: mixed precision (autocast); weights stay in 32 bits.")
     checkpoint_seconds: float = cosmetic(20.0, description="Time between checkpoints.", gt=0)
-    compile_layers: bool = cosmetic(
-        False, description="Compile the layers (torch.compile; on a CPU it needs a C++ compiler)."
-    )
+    compile_layers: bool = Field(False, description="torch.compile the layers; on a CPU it needs a C++ compiler.")
 
 
 class PretrainSettings(StageSettings):

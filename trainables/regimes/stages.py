@@ -63,8 +63,8 @@ def _stage(
         initial=initial,
         start=setting.start if initial is None else None,
         precision=settings.precision,
-        checkpoint_seconds=settings.checkpoint_seconds,
         compile_layers=settings.compile_layers,
+        checkpoint_seconds=settings.checkpoint_seconds,
     )
 
 
