@@ -142,11 +142,16 @@ def _fetch_initial_weights(spec: StudySpec) -> None:
     from trainables.models.checkpoint_files import CheckpointError, locate
     from trainables.models.checkpoints import check_fits, read_checkpoint
 
-    for init, model in starts:
+    errors = []
+    for init in sorted({init for init, _ in starts}):
         try:
-            check_fits(read_checkpoint(locate(init)), model)
+            checkpoint = read_checkpoint(locate(init))
+            for model in [model for name, model in starts if name == init]:
+                check_fits(checkpoint, model)
         except CheckpointError as error:
-            raise SweepError([str(error)]) from error
+            errors.append(str(error))
+    if errors:
+        raise SweepError(errors)
 
 
 def _conclude(console: Console, spec: StudySpec, ledger: Any) -> tuple[Path, str]:

@@ -73,7 +73,7 @@ class _Update:
 
     def __init__(self, model: AcousticModel, phase: Phase) -> None:
         loss = TrainingLoss(model, phase.loss)
-        self.loss: nn.Module = DistributedDataParallel(loss) if world_size() > 1 else loss
+        self.loss: nn.Module = DistributedDataParallel(loss, broadcast_buffers=False) if world_size() > 1 else loss
         self.max_gradient_norm = phase.optimiser.max_gradient_norm
         self.parts = [list(model.get_submodule(part).parameters()) for part in phase.loss.parts]
         self.learning_rates = [phase.learning_rates[part] for part in phase.loss.parts]
@@ -113,6 +113,7 @@ class _Training:
         self.characters = Characters(u.text or "" for u in self.corpus.train)
         self.model = build_model(stage, store, len(self.characters)).to(device)
         if stage.compile_layers:
+            torch.compiler.reset()  # what earlier stages of a warm worker compiled counts against a limit
             self.model.backbone.compile_layers()
         self.updates = [_Update(self.model, phase) for phase in stage.phases]
         self.streams = {name: self._stream(name) for name in stage.streams}

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 
-from trainables.data.batches import Batch, load_audio
+from trainables.data.batches import Batch, read_audio
 from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.data.corpus import CorpusError
 from trainables.data.text import Characters
@@ -37,7 +37,7 @@ class Recogniser:
 
         Raises CorpusError for a file that cannot be decoded or is shorter than the model can take.
         """
-        waveform_S = torch.from_numpy(load_audio(path)).float()
+        waveform_S = torch.from_numpy(read_audio(path)).float()
         shortest = self.model.config.min_samples
         if len(waveform_S) < shortest:
             raise CorpusError(

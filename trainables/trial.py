@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 
 from pydantic import Field
 
@@ -70,6 +71,8 @@ def stages_of(trial: TrialConfig) -> Sequence[Stage]:
 def trained_weights(source: str) -> TrainedWeights:
     """What `init` names. A model of the hub that is not on this machine is known by its name until it is downloaded."""
     path = local_copy(source)
+    if path and Path(source).expanduser().exists():
+        source = str(path)  # workers have other working directories
     return TrainedWeights(source=source, sha256=fingerprint(path) if path else f"not downloaded: {source}")
 
 

@@ -41,7 +41,9 @@ from trainables.models.acoustic import AcousticModel
 from trainables.models.checkpoints import write_huggingface
 from trainables.models.presets import PRESETS
 
+ONEDNN = linear._AVAILABLE
 SYMBOLS = ("<blank>", " ", "'", *"abcdefghijklmnopqrstuvwxyz", "á", "é", "í")
+COMPARABLE = [name for name in PRESETS if "cnn_gru" not in name and "fbfe" not in name]  # what transformers has
 Pass = Callable[[], None]  # over the whole set
 INFERENCE = ("w2v2_base", "sew_tiny", "sew_d_tiny", "sew_d_mid")
 TRAINING = ("w2v2_base", "sew_d_tiny")
@@ -122,7 +124,7 @@ def our_inference(preset: str, batches: list[Batch], precision: str, how: str = 
 
     @torch.inference_mode()
     def run() -> None:
-        linear._AVAILABLE = how != "linear layers by MKL"
+        linear._AVAILABLE = ONEDNN and how != "linear layers by MKL"
         for batch in batches:
             with autocast(device, precision):
                 features, num_frames = model.backbone.features(batch.waveform_BS, batch.num_samples_B)
@@ -260,7 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument(
-        "--presets", nargs="+", choices=list(PRESETS), metavar="PRESET", help="default: a choice for each task"
+        "--presets", nargs="+", choices=COMPARABLE, metavar="PRESET", help="default: a choice for each task"
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
@@ -278,7 +280,7 @@ def main() -> None:
     if options.paper:
         compare_with_paper(make_batches(options.seconds, options.batch_seconds, device), options)
         return
-    for task in options.tasks:
+    for task in ["inference"] if options.gains else options.tasks:
         presets, implementations = TASKS[task]
         for preset in options.presets or presets:
             batches = make_batches(options.seconds, options.batch_seconds, device)

@@ -417,13 +417,13 @@ class TestPresets:
 
     def test_an_unknown_one_has_its_line_and_the_list(self, tmp_path: Path) -> None:
         (error,) = errors(sweep_file(tmp_path, "{preset: sew_tinny}"))
-        assert error == f"4:3: trial.model: no preset 'sew_tinny'; the presets are {', '.join(PRESETS)}"
+        assert error == "4:3: trial.model: no preset 'sew_tinny'; did you mean 'sew_tiny'?"
 
-    def test_an_unknown_one_in_a_space_has_its_line_and_the_list(self, tmp_path: Path) -> None:
+    def test_an_unknown_one_in_a_space_has_its_line(self, tmp_path: Path) -> None:
         space = "{model.preset: {kind: categorical, choices: [sew_tiny, sew_tinny]}}"
         (error,) = errors(sweep_file(tmp_path, "{preset: sew_tiny}", space))
         assert error.startswith("9:13: arms.one.space.model.preset: 'sew_tinny' is not possible: no preset 'sew_tinny'")
-        assert error.endswith(", ".join(PRESETS))
+        assert error.endswith("; did you mean 'sew_tiny'?")
 
     def test_a_kind_that_contradicts_it_is_refused(self, tmp_path: Path) -> None:
         (error,) = errors(sweep_file(tmp_path, "{preset: sew_tiny, kind: cnn_gru}"))

@@ -39,7 +39,14 @@ from trainables.data.text import Characters
 from trainables.decoding.greedy import greedy_decode
 from trainables.models import checkpoint_files
 from trainables.models.acoustic import AcousticModel
-from trainables.models.checkpoint_files import CheckpointError, described_model, differences, fingerprint, locate
+from trainables.models.checkpoint_files import (
+    CheckpointError,
+    described_model,
+    differences,
+    fingerprint,
+    local_copy,
+    locate,
+)
 from trainables.models.checkpoints import Checkpoint, check_fits, read_checkpoint, write_huggingface
 from trainables.models.config import (
     CnnGruConfig,
@@ -1224,14 +1231,26 @@ def test_a_name_that_is_neither_here_nor_on_the_hub_is_refused(offline: bool, mo
     assert "\n" not in message
 
 
-def test_a_name_of_the_hub_is_downloaded_with_settings_and_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("held", ["model.safetensors", "pytorch_model.bin"])
+def test_a_name_of_the_hub_is_downloaded_with_one_kind_of_weights(
+    held: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = {}
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **how: asked.update(how, n=name) or tmp_path)
+    asked: list[list[str]] = []
+
+    def hub(name: str, *, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert name == "asapp/sew-d-tiny-100k"
+        if not local_files_only:
+            asked.append(allow_patterns)
+            if Path(held).match(allow_patterns[1]):
+                (tmp_path / held).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    assert local_copy("asapp/sew-d-tiny-100k") is None
     assert locate("asapp/sew-d-tiny-100k") == tmp_path
-    assert asked["n"] == "asapp/sew-d-tiny-100k"
-    assert {"*.json", *checkpoint_files.WEIGHT_FILES} <= {*asked["allow_patterns"]}
+    assert asked == [["*.json", pattern] for pattern in checkpoint_files.WEIGHT_FILES][: len(asked)]
+    assert len(asked) == 1 + held.endswith(".bin")
+    assert local_copy("asapp/sew-d-tiny-100k") == tmp_path
 
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "20KB"}], ids=["one file", "shards"])

@@ -49,9 +49,8 @@ class Batch:
         )
 
 
-@functools.lru_cache(maxsize=4_000)  # about 2 GB of 15 s utterances
-def load_audio(path: Path) -> np.ndarray:
-    """The file as mono float16 at 16 kHz, kept in memory: the warm worker's next stage reads nothing.
+def read_audio(path: Path) -> np.ndarray:
+    """The file as mono float16 at 16 kHz.
 
     Raises CorpusError naming the file when it cannot be decoded or holds no sound.
     """
@@ -65,6 +64,12 @@ def load_audio(path: Path) -> np.ndarray:
     if not mono.numel() or not torch.isfinite(mono).all() or not mono.any():
         raise CorpusError(f"{path}: holds no sound; remove its line from the manifest")
     return mono.numpy().astype(np.float16)
+
+
+@functools.lru_cache(maxsize=4_000)  # about 2 GB of 15 s utterances
+def load_audio(path: Path) -> np.ndarray:
+    """The same, kept in memory: the warm worker's next stage reads nothing."""
+    return read_audio(path)
 
 
 def epoch_batches(durations_seconds: Sequence[float], batch_seconds: float, seed: int, epoch: int) -> list[list[int]]:

@@ -1,4 +1,6 @@
-"""The masked contrastive loss of wav2vec 2.0 (arXiv:2006.11477, section 3.2), as fairseq executes it.
+"""The masked contrastive loss of wav2vec 2.0 (arXiv:2006.11477, section 3.2).
+
+As in fairseq, but for the number of masked frames, which it makes equal over a batch and this does not.
 
 Legend: B utterances, T frames, D feature width, N masked frames of this worker's share, K negatives, G codebooks,
 V entries, P compared width, M most masked frames of an utterance.
@@ -149,7 +151,7 @@ def contrastive_terms(
     )
     nll_N = F.cross_entropy(logits_NK1, logits_NK1.new_zeros(len(logits_NK1), dtype=torch.long), reduction="none")
 
-    count = nll_N.new_tensor(float(len(nll_N)))
+    count = nll_N.new_full((), float(len(nll_N)))
     usage_GV = quantised.logits_NGV.float().softmax(2).sum(0)
     valid_BT1 = frame_mask(num_frames_B, raw_BTD.shape[1], device)[..., None]
     num_valid = valid_BT1.sum() * float(batch.counted)

@@ -50,4 +50,4 @@ def ctc_terms(model: AcousticModel, batch: Batch, config: CtcConfig) -> Terms:
         zero_infinity=True,
     )
     counted = float(batch.counted)
-    return {"ctc": Term(nll_B.sum() * counted, nll_B.new_tensor(len(nll_B) * counted))}
+    return {"ctc": Term(nll_B.sum() * counted, nll_B.new_full((), len(nll_B) * counted))}

@@ -51,9 +51,11 @@ def local_copy(name: str) -> Path | None:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise CheckpointError(f"{name}: no such file or folder")
     try:
-        return _from_hub(name, local_files_only=True)
-    except _HUB_ERRORS:
+        found = _from_hub(name, local_files_only=True)
+        weight_files(found)
+    except (*_HUB_ERRORS, CheckpointError):  # not here, or only its settings
         return None
+    return found
 
 
 # HfHubHTTPError is an OSError; a name that the hub cannot have is a ValueError.
@@ -63,8 +65,11 @@ _HUB_ERRORS = (OSError, ValueError)
 def _from_hub(name: str, *, local_files_only: bool) -> Path:
     from huggingface_hub import snapshot_download  # takes half a second to import
 
-    patterns = ["*.json", "*.safetensors", "pytorch_model*.bin"]
-    return Path(snapshot_download(name, allow_patterns=patterns, local_files_only=local_files_only))
+    for pattern in WEIGHT_FILES:  # the older kind only where the newer one is not
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", pattern], local_files_only=local_files_only))
+        if any(folder.glob(pattern)):
+            break
+    return folder
 
 
 def weight_files(path: Path) -> list[Path]:

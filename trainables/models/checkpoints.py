@@ -47,6 +47,10 @@ class Checkpoint:
 
     def load_into(self, model: AcousticModel, part: str) -> None:
         """Put the part's weights into the model. Raises CheckpointError naming all that is missing or does not fit."""
+        model.get_submodule(part).load_state_dict(self.state_of(model, part))
+
+    def state_of(self, model: AcousticModel, part: str) -> dict[str, Tensor]:
+        """The part's weights under our names; the model may be on the meta device. Raises CheckpointError."""
         module = model.get_submodule(part)
         state, missing, misfits = {}, [], []
         for ours, tensor in module.state_dict().items():
@@ -65,7 +69,7 @@ class Checkpoint:
         problems += [f"of another size: {', '.join(_shortened(misfits))}"] if misfits else []
         if problems:
             raise CheckpointError(f"{self.path}: does not fit the model's {part}; {'; '.join(problems)}")
-        module.load_state_dict(state)
+        return state
 
     def _theirs(self, ours: str, part: str) -> list[str]:
         """The names of one of our weights in the checkpoint: three for the joint projection of attention."""
@@ -207,7 +211,7 @@ def read_ctc_model(path: Path) -> tuple[AcousticModel, tuple[str, ...]]:
     """A trained recogniser and its symbols. Raises CheckpointError when the weights are not those of one."""
     checkpoint = read_checkpoint(path)
     if checkpoint.symbols is None:
-        raise CheckpointError(f"{path}: has no symbols (symbols.json or vocab.json); it was not trained with CTC")
+        raise CheckpointError(f"{path}: has no symbols (symbols.json or vocab.json) to write its outputs with")
     model = AcousticModel(checkpoint.model, len(checkpoint.symbols), seed=0)
     for part in ("backbone", "ctc_head"):
         checkpoint.load_into(model, part)
@@ -215,9 +219,11 @@ def read_ctc_model(path: Path) -> tuple[AcousticModel, tuple[str, ...]]:
 
 
 def check_fits(checkpoint: Checkpoint, model: ModelConfig) -> None:
-    """Raises CheckpointError naming the fields in which the model is not the checkpoint's."""
+    """Raises CheckpointError naming the fields in which the model is not the checkpoint's, or the weights amiss."""
     if message := misfit(model, checkpoint.model):
         raise CheckpointError(f"{checkpoint.path}: {message}")
+    with torch.device("meta"):
+        checkpoint.state_of(AcousticModel(model, num_symbols=2, seed=0), "backbone")
 
 
 def take_over(checkpoint: Checkpoint, model: AcousticModel, parts: Collection[str]) -> None:

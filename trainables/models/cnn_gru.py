@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from trainables.models.frames import frame_mask, refuse_short
 from trainables.models.linear import Linear
 
 HEADS = 8
+MAX_ROWS = 65_535
 
 
 class CnnLayer(nn.Module):
@@ -47,10 +49,14 @@ class CnnLayer(nn.Module):
     def _attend(self, x_BCMT: Tensor) -> Tensor:
         B, M, T = len(x_BCMT), *x_BCMT.shape[2:]
         if self.compat:
-            y_NBC: Tensor = self.attention(x_BCMT.flatten(2).permute(2, 0, 1), None)
+            y_NBC = self._attention(x_BCMT.flatten(2).permute(2, 0, 1))
             return y_NBC.permute(1, 2, 0).reshape(B, -1, M, T)
-        y_NMC: Tensor = self.attention(x_BCMT.permute(0, 3, 2, 1).flatten(0, 1), None)
+        y_NMC = self._attention(x_BCMT.permute(0, 3, 2, 1).flatten(0, 1))
         return y_NMC.view(B, T, M, -1).permute(0, 3, 2, 1)
+
+    def _attention(self, x_NLC: Tensor) -> Tensor:
+        """In shares of N, for CUDA's fused kernels take no more rows."""
+        return torch.cat([self.attention(share, None) for share in torch.split(x_NLC, MAX_ROWS)])
 
 
 class GruLayer(nn.Module):

@@ -5,6 +5,7 @@ A sweep names one as `model: {preset: sew_d_tiny}`, and may set or search any ot
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -105,7 +106,9 @@ def fill_in(given: Any) -> Any:
     if name is None:
         return given
     if not isinstance(name, str) or name not in PRESETS:
-        raise ValueError(f"no preset {name!r}; the presets are {', '.join(PRESETS)}")
+        near = difflib.get_close_matches(str(name), PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the presets are {', '.join(PRESETS)}"
+        raise ValueError(f"no preset {name!r}; {hint}")
     preset = PRESETS[name].model_dump(exclude_none=True)
     if given.get("kind", preset["kind"]) != preset["kind"]:
         raise ValueError(f"preset {name!r} is of kind {preset['kind']!r}, got kind {given['kind']!r}; leave kind out")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainables.distributed import sum_over_workers, world_size
 from trainables.models.config import MlpProjectionConfig, ProjectionConfig, QuantiserConfig
+from trainables.models.frames import full_precision
 from trainables.models.linear import Linear
 
 
@@ -36,7 +37,11 @@ class Quantiser(nn.Module):
         )
 
     def forward(self, features_ND: Tensor, temperature: float, noise_NGV: Tensor | None) -> Quantised:
-        """`noise_NGV` is Gumbel noise; None chooses the likeliest entry."""
+        """`noise_NGV` is Gumbel noise; None chooses the likeliest entry. In 32 bits: the logits' range is too wide."""
+        with full_precision():
+            return self._choose(features_ND.float(), temperature, noise_NGV)
+
+    def _choose(self, features_ND: Tensor, temperature: float, noise_NGV: Tensor | None) -> Quantised:
         G, V, _ = self.codewords_GVd.shape
         logits_NGV = self.logits(features_ND).unflatten(1, (G, V))
         if noise_NGV is None:
@@ -57,7 +62,7 @@ class FrameBatchNorm(nn.BatchNorm1d):
         x_NC = x_NC.float()
         if not self.training or (world_size() == 1 and len(x_NC) > 1):
             return super().forward(x_NC)
-        total = sum_over_workers(x_NC.new_tensor(float(len(x_NC))))
+        total = sum_over_workers(x_NC.new_full((), float(len(x_NC))))
         count = total.clamp(min=1)
         mean_C = sum_over_workers(x_NC.sum(0)) / count
         variance_C = sum_over_workers((x_NC - mean_C).square().sum(0)) / count

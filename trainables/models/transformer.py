@@ -210,8 +210,10 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def cache_positions(self) -> None:
         """Project the embeddings of relative positions, in each layer."""
-        for layer in self.layers if self.relative is not None else ():
-            layer.attention.cache_positions(self.relative.table())  # type: ignore[union-attr, operator]
+        assert not self.training, "the cache would hold dropout, and weights that change"
+        table_RE = self.relative.table() if self.relative is not None else None
+        for layer in self.layers if table_RE is not None else ():
+            layer.attention.cache_positions(table_RE)  # type: ignore[union-attr, operator]
 
 
 def _dropped(seed: int, layer: int, probability: float) -> bool:

@@ -1,0 +1,19 @@
+"""The benchmark's command works, on as little as possible; what it measures is not tested."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "tests.benchmarks.models", "--presets", "w2v2_tiny"]
+SMALL = ["--seconds", "4", "--batch-seconds", "8", "--rounds", "1"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["inference", "ctc", "pretraining"])
+def test_it_compares_each_task(task: str) -> None:
+    done = subprocess.run([*COMMAND, *SMALL, "--tasks", task], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(task)
+    assert done.stdout.count("ratio") == 2
