@@ -177,7 +177,8 @@ class Transformer(nn.Module):
         for index, layer in enumerate(self.layers):
             if self.training and seed is not None and _dropped(seed, index, self.config.dropout.layer):
                 # The gradient of a layer left out is zero, not missing: DistributedDataParallel waits for each.
-                x_BUE = x_BUE + 0.0 * sum(p.sum() for p in layer.parameters())
+                unused = [*layer.parameters(), *(self.relative.parameters() if self.relative is not None else ())]
+                x_BUE = x_BUE + 0.0 * sum(p.sum() for p in unused)
             else:
                 x_BUE = layer(x_BUE, valid_BU, relative)
         return x_BUE
