@@ -150,9 +150,8 @@ class Ledger:
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _configure_sqlite)
         with self._engine.begin() as db:
-            for (
-                table
-            ) in _metadata.sorted_tables:  # not `create_all`: it looks first, and two processes may look at once
+            # Not `create_all`: it looks first, and two processes may look at once.
+            for table in _metadata.sorted_tables:
                 db.execute(sa.schema.CreateTable(table, if_not_exists=True))
             version = db.scalar(sa.select(_schema.c.version))
             if version is None:

@@ -54,6 +54,18 @@ SMALL_MODEL: dict[str, Any] = {
     "quantiser": {"codebooks": 2, "entries": 8, "dim": 16},
 }
 
+SMALL_TRANSFORMER: dict[str, Any] = {
+    "kind": "transformer",
+    "extractor": {"kind": "wave", "channels": 8, "compact": True},
+    "width": 32,
+    "heads": 2,
+    "layers": 2,
+    "squeeze": 2,
+    "position_kernel": 15,
+    "position_groups": 4,
+    "quantiser": {"entries": 8, "dim": 16},
+}
+
 
 def pretrain_finetune(steps: int = 4, **finetune: Any) -> dict[str, Any]:
     return {

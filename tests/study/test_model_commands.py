@@ -20,7 +20,7 @@ from transformers import AutoModelForCTC, AutoProcessor
 from study.run import main
 from study.spec import StudySpec, read_spec
 from study.sweep_file import SweepError
-from tests.conftest import SMALL_MODEL, small_trial
+from tests.conftest import SMALL_MODEL, SMALL_TRANSFORMER, small_trial
 from tests.study.builders import add_trial, open_study, spec_of, supervised, write_sweep
 from tests.trainables.builders import corpus_of
 from trainables.loop import run_stage
@@ -35,17 +35,7 @@ Settings = dict[str, Any]
 Call = Callable[..., tuple[int, str, str]]
 
 MODELS: TypeAdapter[Any] = TypeAdapter(ModelConfig)
-TRANSFORMER: Settings = {
-    "kind": "transformer",
-    "extractor": {"kind": "wave", "channels": 8, "compact": True},
-    "width": 32,
-    "heads": 2,
-    "layers": 1,
-    "squeeze": 2,
-    "position_kernel": 15,
-    "position_groups": 4,
-    "quantiser": {"entries": 8, "dim": 16},
-}
+TRANSFORMER: Settings = {**SMALL_TRANSFORMER, "layers": 1}
 BRIEF: Settings = {"steps": 2, "learning_rate": 1e-4, "batch_seconds": 6, "report_every": 1, "evaluate_every": 2}
 
 

@@ -18,7 +18,16 @@ from transformers import SEWConfig, SEWForCTC, Wav2Vec2Config
 from study.run import main
 from study.spec import read_spec
 from study.sweep_file import SweepError
-from tests.conftest import SMALL_MODEL, Row, bl_just, pretrain_finetune, small_trial, spanish_rows, write_corpus
+from tests.conftest import (
+    SMALL_MODEL,
+    SMALL_TRANSFORMER,
+    Row,
+    bl_just,
+    pretrain_finetune,
+    small_trial,
+    spanish_rows,
+    write_corpus,
+)
 from tests.study.builders import write_sweep
 from tests.trainables.builders import characters_of, corpus_of
 from tests.trainables.test_checkpoints import (
@@ -46,17 +55,7 @@ from trainables.trial import TrialConfig, problems, stages_of
 Settings = dict[str, Any]
 
 NO_DROPOUT = dict.fromkeys(("hidden", "attention", "activation", "input", "features", "layer"), 0.0)
-MODEL: Settings = {
-    "kind": "transformer",
-    "extractor": {"kind": "wave", "channels": 8, "compact": True},
-    "width": 32,
-    "heads": 2,
-    "layers": 2,
-    "squeeze": 2,
-    "position_kernel": 15,
-    "position_groups": 4,
-    "quantiser": {"entries": 8, "dim": 16},
-}
+MODEL: Settings = SMALL_TRANSFORMER
 SEW = SEWConfig(
     conv_dim=COMPACT,
     hidden_size=32,

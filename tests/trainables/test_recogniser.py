@@ -15,7 +15,7 @@ import torch
 import torchaudio.functional
 from transformers import AutoModelForCTC, AutoProcessor
 
-from tests.conftest import SMALL_MODEL, pretrain_finetune, small_trial
+from tests.conftest import SMALL_MODEL, SMALL_TRANSFORMER, pretrain_finetune, small_trial
 from tests.trainables.builders import corpus_of
 from tests.trainables.test_checkpoints import save
 from tests.trainables.test_loop import run
@@ -31,17 +31,7 @@ Settings = dict[str, Any]
 
 # Group norm over each utterance's own frames: else an utterance's text depends on the padding beside it.
 COMPACT: Settings = {"kind": "wave", "channels": 8, "compact": True, "masked_statistics": True}
-TRANSFORMER: Settings = {
-    "kind": "transformer",
-    "extractor": COMPACT,
-    "width": 32,
-    "heads": 2,
-    "layers": 2,
-    "squeeze": 2,
-    "position_kernel": 15,
-    "position_groups": 4,
-    "quantiser": {"entries": 8, "dim": 16},
-}
+TRANSFORMER: Settings = {**SMALL_TRANSFORMER, "extractor": COMPACT}
 FILTER_BANK: Settings = {"kind": "filter_bank", "channels": 4, "mel_bins": 16, "width": 32}
 DISENTANGLED: Settings = {"kind": "disentangled", "buckets": 8, "max_distance": 16}
 LAYER_NORM: Settings = {"kind": "wave", "channels": 24, "norm": "layer"}

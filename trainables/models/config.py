@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 from collections.abc import Sequence
@@ -167,8 +168,8 @@ class _Frames(Config):
     """What a model's settings say about time. Subclasses have `geometry`."""
 
     @property
-    def geometry(self) -> FrameGeometry:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def geometry(self) -> FrameGeometry: ...
 
     @property
     def min_frames(self) -> int:

@@ -1,7 +1,7 @@
 """Linear layers that use oneDNN on x86 processors.
 
-PyTorch multiplies fp32 matrices with MKL, which leaves AVX-512 unused on AMD processors: half the speed of oneDNN,
-which PyTorch ships too and uses for convolutions (measure it with `python -m tests.benchmarks.models --gains`).
+PyTorch multiplies fp32 matrices with MKL, which is slow on AMD processors; it ships oneDNN too, for convolutions.
+`python -m tests.benchmarks.models --gains` shows what oneDNN brings on a machine.
 """
 
 from __future__ import annotations
