@@ -62,7 +62,7 @@ def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
         arm=arm,
         trials=trials,
         fresh_seeds=bool(replications),
-        final=[curve[-1].value for curve in curves],
+        final=[ledger.final(t.study, t.trial)[metric] for t in trials],
         spent={axis: [spent_until(curve, target, axis) for curve in curves] for axis in AXES},
     )
 

@@ -325,9 +325,13 @@ class Ledger:
             return [dict(row) for row in db.execute(query).mappings()]
 
     def final(self, study: str, trial: str) -> dict[str, float]:
-        """The last value of each metric of the trial's last stage."""
+        """The results of the trial: the last value of each metric of its last stage.
+
+        Where that stage kept its best weights, its results on dev are those of the weights that it kept.
+        """
         stages = self.trial_stages(study, trial)
-        return {row["metric"]: row["value"] for row in self._points_of(stages[-1]["stage"])} if stages else {}
+        last = {row["metric"]: row["value"] for row in self._points_of(stages[-1]["stage"])} if stages else {}
+        return last | {m.removeprefix("kept_"): v for m, v in last.items() if m.startswith("kept_dev_")}
 
     def ranked(self, trials: Iterable[Trial], metric: str) -> list[Trial]:
         """The finished ones of the trials, lowest final value of the metric first."""

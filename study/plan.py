@@ -27,7 +27,7 @@ from search_spaces.space import (
 )
 from study.spec import StudySpec
 from trainables.stage import Stage
-from trainables.trial import stages_of
+from trainables.trial import absence, stages_of
 
 # The number of values of parameters that decide a stage, up to which every possible stage is looked at.
 MAX_ENUMERATED = 2_000
@@ -62,6 +62,7 @@ class ArmPlan:
 class Plan:
     arms: dict[str, ArmPlan] = field(default_factory=dict)
     stages: dict[str, StageCount] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)  # why each corpus that is not on this machine cannot be read
 
     @property
     def trials(self) -> int:
@@ -109,6 +110,8 @@ def make_plan(spec: StudySpec) -> Plan:
     plan, tallies = Plan(), dict[str, _Tally]()
     for arm in spec.arms:
         stages = stages_of(spec.trial_config(arm))
+        reasons = (absence(stage.corpus) for stage in stages)
+        plan.absent += [reason for reason in dict.fromkeys(reasons) if reason and reason not in plan.absent]
         plan.arms[arm] = ArmPlan(search_trials(spec, arm), _replications(spec, arm), tuple(s.kind for s in stages))
         for index, stage in enumerate(stages):
             _tally_stage(tallies.setdefault(stage.kind, _Tally()), spec, arm, index)
@@ -246,4 +249,5 @@ def plan_as_dict(plan: Plan) -> dict[str, object]:
         "steps_without_sharing": sum(count.requested_steps for count in plan.stages.values()),
         "audio_hours": round(sum(count.distinct_audio_hours for count in plan.stages.values()), 3),
         "audio_hours_without_sharing": round(sum(c.requested_audio_hours for c in plan.stages.values()), 3),
+        "absent_corpora": plan.absent,
     }

@@ -11,12 +11,12 @@ from typing import Any
 
 from study.ledger import Ledger
 from study.spec import StudySpec
-from study.sweep_file import SweepError
-from trainables.trial import corpus_of
+from trainables.settings_file import SettingsError
+from trainables.trial import corpora_of, corpus_of
 
 
 def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
-    """Raise SweepError when the study of this name asked something else before, or on other data."""
+    """Raise SettingsError when the study of this name asked something else before, or on other data."""
     known = {row["study"]: row for row in ledger.studies()}.get(spec.study)
     if known is None:
         return
@@ -27,7 +27,7 @@ def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
     if known["environment"]["data"] != data_hashes(spec):
         changed.append("the content of the corpus")
     if changed:
-        raise SweepError(
+        raise SettingsError(
             [
                 f"study {spec.study!r} in {spec.storage} was run with other settings: {', '.join(changed)} changed "
                 f"since, so its trials would not compare with new ones; name this one differently "
@@ -38,7 +38,7 @@ def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
 
 def data_hashes(spec: StudySpec) -> dict[str, dict[str, str]]:
     """For each corpus of the study, the hashes of its parts."""
-    corpora = [spec.trial_config(arm).corpus for arm in spec.arms]
+    corpora = dict.fromkeys(corpus for arm in spec.arms for corpus in corpora_of(spec.trial_config(arm)))
     return {corpus.model_dump_json(): corpus_of(corpus).split_hashes() for corpus in corpora}
 
 

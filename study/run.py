@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from study.spec import StudySpec, read_spec, trials_of, without_passwords
-from study.sweep_file import SweepError
+from trainables.settings_file import SettingsError
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
 VERBS = ("run", "plan", "status", "report", "models", "export", "transcribe")
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     try:
         return int(options.command(options))
-    except SweepError as error:
+    except SettingsError as error:
         for line in error.errors:
             print(line, file=sys.stderr)
         return BAD_SWEEP
@@ -81,7 +81,7 @@ def _plan(options: argparse.Namespace) -> int:
     from study.plan import make_plan, plan_as_dict
     from study.terminal import make_console, plan_table
 
-    plan = make_plan(read_spec(options.sweep, options.overrides))
+    plan = make_plan(read_spec(options.sweep, options.overrides, absent_is_fine=True))
     if options.json:
         print(json.dumps(plan_as_dict(plan), indent=2))
     else:
@@ -126,7 +126,7 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
                 run_trials(spec, ledger, terminal)
         page, note = _conclude(console, spec, ledger)
     except InfeasibleError as error:
-        raise SweepError([str(error)]) from error
+        raise SettingsError([str(error)]) from error
     finally:
         mirrored = mirror.finish(page.parent if page else None, note) if mirror else True
     if mirror:
@@ -151,7 +151,7 @@ def _fetch_initial_weights(spec: StudySpec) -> None:
         except CheckpointError as error:
             errors.append(str(error))
     if errors:
-        raise SweepError(errors)
+        raise SettingsError(errors)
 
 
 def _conclude(console: Console, spec: StudySpec, ledger: Any) -> tuple[Path, str]:
@@ -247,11 +247,11 @@ def _export(options: argparse.Namespace) -> int:
     from trainables.models.checkpoints import read_ctc_model, write_huggingface
 
     if options.folder.is_file() or (options.folder.is_dir() and any(options.folder.iterdir())):
-        raise SweepError([f"{options.folder}: is there already, and not an empty folder; name a new one"])
+        raise SettingsError([f"{options.folder}: is there already, and not an empty folder; name a new one"])
     try:
         write_huggingface(*read_ctc_model(_trained_folder(options)), options.folder)
     except (CheckpointError, ValueError) as error:
-        raise SweepError([str(error)]) from error
+        raise SettingsError([str(error)]) from error
     print(options.folder)
     return DONE
 
@@ -263,7 +263,7 @@ def _transcribe(options: argparse.Namespace) -> int:
 
     missing = [f"{path}: no such file" for path in options.files if not path.is_file()]
     if missing:
-        raise SweepError(missing)
+        raise SettingsError(missing)
     try:
         recogniser = Recogniser.open(_trained_folder(options))
         for path in options.files:
@@ -271,7 +271,7 @@ def _transcribe(options: argparse.Namespace) -> int:
             line = json.dumps({"file": str(path), "text": text}, ensure_ascii=False)
             print(line if options.json else f"{path}\t{text}", flush=True)
     except (CheckpointError, CorpusError, ValueError) as error:
-        raise SweepError([str(error)]) from error
+        raise SettingsError([str(error)]) from error
     return DONE
 
 
@@ -286,7 +286,7 @@ def _trained_folder(options: argparse.Namespace) -> Path:
 
 def _ledger(storage: Path) -> Any:
     if not (storage / "ledger.db").is_file():
-        raise SweepError([f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"])
+        raise SettingsError([f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"])
     return _open_ledger(storage.absolute())
 
 
@@ -296,7 +296,7 @@ def _open_ledger(storage: Path) -> Any:
     try:
         return Ledger.in_folder(storage)
     except LedgerError as error:
-        raise SweepError([str(error)]) from error
+        raise SettingsError([str(error)]) from error
 
 
 def _study(ledger: Any, name: str) -> dict[str, Any]:
@@ -305,7 +305,7 @@ def _study(ledger: Any, name: str) -> dict[str, Any]:
     try:
         return dict(ledger.study(name))
     except LedgerError as error:
-        raise SweepError([str(error)]) from error
+        raise SettingsError([str(error)]) from error
 
 
 if __name__ == "__main__":

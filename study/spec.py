@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from cluster.ray_job import inside_ray_job
 from search_spaces.space import Point, Space, condition_errors, probe_points
-from study.sweep_file import Location, SweepError, SweepFile, did_you_mean, explain, read_sweep_file
+from trainables.settings_file import Location, SettingsError, SettingsFile, did_you_mean, explain, read_settings_file
 from trainables.config import Config, merge
 from trainables.trial import TrialConfig, problems
 
@@ -140,16 +140,19 @@ def nested(path: str, value: Any) -> dict[str, Any]:
     return {head: nested(rest, value) if rest else value}
 
 
-def read_spec(path: Path, overrides: Iterable[str] = ()) -> StudySpec:
-    """Read and check a sweep file, corpora included. Raises SweepError with every error of the file at once."""
-    file = read_sweep_file(path, overrides)
+def read_spec(path: Path, overrides: Iterable[str] = (), *, absent_is_fine: bool = False) -> StudySpec:
+    """Read and check a sweep file, corpora included. Raises SettingsError with every error of the file at once.
+
+    `absent_is_fine`: a corpus that is not on this machine is no error, for a plan does without it.
+    """
+    file = read_settings_file(path, overrides)
     found: list[tuple[Location, str]] = []
     spec: StudySpec | None = None
     try:
         spec = StudySpec.model_validate(file.data)
     except ValidationError as error:
         found += explain(error, StudySpec)
-    found += _arm_errors(file)
+    found += _arm_errors(file, absent_is_fine=absent_is_fine)
     storage = Path()
     try:
         storage = spec.storage.expanduser() if spec else storage
@@ -159,11 +162,11 @@ def read_spec(path: Path, overrides: Iterable[str] = ()) -> StudySpec:
         message = f"must be absolute in a Ray job, whose working directory is a copy that goes away, got {storage}"
         found.append((("storage",), message))
     if found or not spec:
-        raise SweepError(list(dict.fromkeys(file.error(location, message) for location, message in found)))
+        raise SettingsError(list(dict.fromkeys(file.error(location, message) for location, message in found)))
     return spec.with_(storage=storage.absolute())
 
 
-def _arm_errors(file: SweepFile) -> Iterator[tuple[Location, str]]:
+def _arm_errors(file: SettingsFile, *, absent_is_fine: bool) -> Iterator[tuple[Location, str]]:
     """Errors in what the arms set and search. Works on the raw data, so that they show beside other errors."""
     arms = file.data.get("arms")
     shared = file.data.get("trial") or {}
@@ -178,7 +181,7 @@ def _arm_errors(file: SweepFile) -> Iterator[tuple[Location, str]]:
             for location, message in explain(error, TrialConfig):
                 yield _where(file, name, location), message
             continue
-        found = list(problems(trial))
+        found = list(problems(trial, absent_is_fine=absent_is_fine))
         for field, message in found:
             yield _where(file, name, (field,)), message
         if found:
@@ -187,10 +190,10 @@ def _arm_errors(file: SweepFile) -> Iterator[tuple[Location, str]]:
             space = ArmSpec.model_validate(arm).space
         except ValidationError:
             continue  # explained with the rest of the file
-        yield from _space_errors(space, ("arms", name, "space"), trial, given)
+        yield from _space_errors(space, ("arms", name, "space"), trial, given, absent_is_fine=absent_is_fine)
 
 
-def _where(file: SweepFile, arm: str, location: Location) -> Location:
+def _where(file: SettingsFile, arm: str, location: Location) -> Location:
     """Where a value of a resolved trial stands in the file: in the arm's own part, or in what all arms share."""
     own: Location = ("arms", arm, "trial", *location)
     common: Location = ("trial", *location)
@@ -203,7 +206,7 @@ def _where(file: SweepFile, arm: str, location: Location) -> Location:
 
 
 def _space_errors(
-    space: Space, where: Location, trial: TrialConfig, given: Mapping[str, Any]
+    space: Space, where: Location, trial: TrialConfig, given: Mapping[str, Any], *, absent_is_fine: bool
 ) -> Iterator[tuple[Location, str]]:
     """Paths that the trial does not have, and values that it cannot take, alone or together."""
     known = list(_paths(trial.model_dump(mode="json")))
@@ -213,19 +216,19 @@ def _space_errors(
             errors.append(((*where, path), f"the trial of this arm has no {path!r}{did_you_mean(path, known)}"))
             continue
         for value in distribution.probes():
-            if (problem := _point_problem(given, {path: value})) is not None:
+            if (problem := _point_problem(given, {path: value}, absent_is_fine)) is not None:
                 errors.append(((*where, path), f"{value!r} is not possible: {problem}"))
     yield from errors
     for point in itertools.islice(probe_points(space), MAX_COMBINATIONS) if not errors else ():
-        if (problem := _point_problem(given, point)) is not None:
+        if (problem := _point_problem(given, point, absent_is_fine)) is not None:
             shown = ", ".join(f"{path}={value}" for path, value in point.items())
             yield where, f"{shown} is not possible: {problem}"
             return
 
 
-def _point_problem(given: Mapping[str, Any], point: Point) -> str | None:
+def _point_problem(given: Mapping[str, Any], point: Point, absent_is_fine: bool) -> str | None:
     try:
-        return next((message for _, message in problems(at_point(given, point))), None)
+        return next((message for _, message in problems(at_point(given, point), absent_is_fine=absent_is_fine)), None)
     except ValidationError as error:
         return "; ".join(message for _, message in explain(error, TrialConfig))
 

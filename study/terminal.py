@@ -64,7 +64,8 @@ def plan_table(plan: Plan) -> Group:
             f"{count.distinct_audio_hours:.1f}",
             f"{saved:.1f} audio hours" if saved else "",
         )
-    return Group(arms, stages, Text(f"{plan.trials} trials at most"))
+    absent = [Text(f"not on this machine: {reason}", style="yellow") for reason in plan.absent]
+    return Group(arms, stages, Text(f"{plan.trials} trials at most"), *absent)
 
 
 def model_table(sizes: Sequence[ModelSize]) -> Table:

@@ -5,25 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 
 from study.ledger import Ledger, Trial
-from study.sweep_file import SweepError, did_you_mean
+from trainables.settings_file import SettingsError, did_you_mean
 from trainables.store import StageStore
 
 
 def trained_folder(ledger: Ledger, storage: Path, name: str) -> Path:
     """The folder of the last stage of a finished trial, named as STUDY/TRIAL, or TRIAL where that is unique.
 
-    Raises SweepError.
+    Raises SettingsError.
     """
     trials = [trial for row in ledger.studies() for trial in ledger.trials(row["study"])]
     found = [trial for trial in trials if name in (trial.trial, f"{trial.study}/{trial.trial}")]
     if not found:
         known = {trial.trial for trial in trials}
-        raise SweepError([f"{name}: no such folder, and no such trial in {storage}{did_you_mean(name, known)}"])
+        raise SettingsError([f"{name}: no such folder, and no such trial in {storage}{did_you_mean(name, known)}"])
     if len(found) > 1:
-        raise SweepError([f"{name}: several studies have it; name one of {', '.join(map(_full_name, found))}"])
+        raise SettingsError([f"{name}: several studies have it; name one of {', '.join(map(_full_name, found))}"])
     trial = found[0]
     if trial.status != "finished":
-        raise SweepError([f"{_full_name(trial)}: is {trial.status}; only a finished trial has a trained model"])
+        raise SettingsError([f"{_full_name(trial)}: is {trial.status}; only a finished trial has a trained model"])
     last = ledger.trial_stages(trial.study, trial.trial)[-1]
     return StageStore(storage).named_folder(last["kind"], last["name"])
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Config(BaseModel):
@@ -26,6 +26,23 @@ class Config(BaseModel):
 def cosmetic(default: Any, *, description: str, **constraints: Any) -> Any:
     """A field that cannot change a result and therefore stays out of the fingerprint of a stage."""
     return Field(default, description=description, json_schema_extra={"cosmetic": True}, **constraints)
+
+
+def default_kind(kind: str) -> BeforeValidator:
+    """For a union by `kind`: settings without one are of this kind."""
+    return BeforeValidator(lambda given: {"kind": kind, **given} if isinstance(given, Mapping) else given)
+
+
+class Progress(NamedTuple):
+    """How far a stage is: `step` of its `steps` updates are done."""
+
+    step: int
+    steps: int
+
+    @property
+    def share(self) -> float:
+        """In [0, 1]."""
+        return self.step / self.steps
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

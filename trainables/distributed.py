@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as differentiable
 from torch import Tensor
@@ -23,6 +24,15 @@ def sum_over_workers(values: Tensor) -> Tensor:
         return values
     total: Tensor = differentiable.all_reduce(values)  # type: ignore[no-untyped-call]
     return total
+
+
+def min_over_workers(value: int, device: torch.device) -> int:
+    """The smallest of the workers' values; `device` is the one that they train on."""
+    if world_size() == 1:
+        return value
+    smallest = torch.tensor(value, device=device)
+    dist.all_reduce(smallest, dist.ReduceOp.MIN)
+    return int(smallest)
 
 
 def gather(items: list[Any]) -> list[Any]:

@@ -5,25 +5,28 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainables.config import Progress
 from trainables.data.batches import Stream
 from trainables.data.corpus import Corpus, read_corpus
 from trainables.data.seeds import fold
-from trainables.data.text import Characters
+from trainables.data.symbols import symbols_of
 from trainables.distributed import agree, rank, sum_over_workers, world_size
-from trainables.evaluate import error_rates, transcribe
+from trainables.evaluate import error_rates, phone_error_rate, transcribe
 from trainables.lease import Lease
 from trainables.losses.build import Batches, TrainingLoss
-from trainables.losses.terms import Terms
+from trainables.losses.terms import Term, Terms
 from trainables.models.acoustic import AcousticModel, count_parameters
 from trainables.models.checkpoint_files import CheckpointError, fingerprint, locate
 from trainables.models.checkpoints import read_checkpoint, take_over
@@ -33,8 +36,12 @@ from trainables.store import StageStore, write_atomically
 Reporter = Callable[[Report], None]
 
 
+MAX_SKIPPED_IN_A_ROW = 20  # updates; fp16 needs some to find a scale for its loss
+MAX_SKIPPED_AT_THE_END = 2
+
+
 class DivergedError(RuntimeError):
-    """The gradient is no longer finite; the weights before that step are intact."""
+    """The gradient is no longer finite; the weights before those steps are intact."""
 
 
 class StageBusyError(RuntimeError):
@@ -71,10 +78,9 @@ def _finished(stage: Stage, store: StageStore, report: Reporter) -> StageResult 
 class _Update:
     """A phase made ready: its loss over the model's parts, and its optimiser."""
 
-    def __init__(self, model: AcousticModel, phase: Phase) -> None:
-        loss = TrainingLoss(model, phase.loss)
-        self.loss: nn.Module = DistributedDataParallel(loss, broadcast_buffers=False) if world_size() > 1 else loss
-        self.max_gradient_norm = phase.optimiser.max_gradient_norm
+    def __init__(self, model: AcousticModel, phase: Phase, *, scale_loss: bool, device: torch.device) -> None:
+        self.model, self.phase = model, phase
+        self.loss = TrainingLoss(model, phase.loss).to(device)
         self.parts = [list(model.get_submodule(part).parameters()) for part in phase.loss.parts]
         self.learning_rates = [phase.learning_rates[part] for part in phase.loss.parts]
         self.optimiser = torch.optim.AdamW(
@@ -83,25 +89,83 @@ class _Update:
             eps=phase.optimiser.epsilon,
             weight_decay=phase.optimiser.weight_decay,
         )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
+        self._forward: nn.Module | None = None
+        self._frozen: set[nn.Parameter] | None = None
 
     def __call__(
-        self, batches: Batches, progress: float, learning_rate_scale: float, autocast: torch.autocast
-    ) -> Terms:
-        """One optimiser update. Raises DivergedError, before the weights change, when the gradient is not finite."""
+        self, parts: Sequence[Batches], progress: Progress, learning_rate_scale: float, autocast: torch.autocast
+    ) -> tuple[list[Terms], bool]:
+        """One optimiser update from the parts of a global batch: the terms of each, and whether it was made.
+
+        It is not when the gradient is not finite; the weights are then as they were.
+        """
+        forward = self._ready(progress)
         for group, learning_rate in zip(self.optimiser.param_groups, self.learning_rates, strict=True):
             group["lr"] = learning_rate * learning_rate_scale
         self.optimiser.zero_grad()
-        loss: Tensor
-        terms: Terms
-        with autocast:
-            loss, terms = self.loss(batches, progress)
-        loss.backward()  # type: ignore[no-untyped-call]
+        found: list[Terms] = []
+        for batches in parts:
+            more_to_come = len(found) + 1 < len(parts) and isinstance(forward, DistributedDataParallel)
+            with forward.no_sync() if more_to_come else contextlib.nullcontext():  # type: ignore[operator]
+                loss: Tensor
+                terms: Terms
+                with autocast:
+                    loss, terms = forward(batches, progress)
+                self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            found.append({name: Term(t.sum.detach(), t.count, t.weight) for name, t in terms.items()})
+        self.scaler.unscale_(self.optimiser)
         # Part by part: the gradient of one head must not scale that of the backbone or of the other head.
-        norms = [nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm) for parameters in self.parts]
-        if not torch.stack(norms).isfinite().all():
-            raise DivergedError(f"the gradient norms are {', '.join(f'{norm.item():g}' for norm in norms)}")
-        self.optimiser.step()
-        return terms
+        limit = self.phase.optimiser.max_gradient_norm or math.inf
+        norms = [nn.utils.clip_grad_norm_(parameters, limit).to(loss.device) for parameters in self.parts]
+        made = bool(torch.stack(norms).isfinite().all())
+        if made:
+            self.scaler.step(self.optimiser)
+            self.loss.after_update()
+        self.scaler.update()
+        return found, made
+
+    def _ready(self, progress: Progress) -> nn.Module:
+        """The loss to call, while exactly what learns now asks for gradients."""
+        frozen = self._frozen_at(progress)
+        for parameters in self.parts:
+            for parameter in parameters:
+                parameter.requires_grad_(parameter not in frozen)
+        if self._forward is None or frozen != self._frozen:  # DistributedDataParallel expects the same ones each time
+            self._frozen = frozen
+            several = world_size() > 1
+            self._forward = DistributedDataParallel(self.loss, broadcast_buffers=False) if several else self.loss
+        return self._forward
+
+    def _frozen_at(self, progress: Progress) -> set[nn.Parameter]:
+        backbone = self.model.backbone
+        if progress.step < self.phase.frozen_backbone_steps:
+            return set(backbone.parameters())
+        modules = backbone.extractor_modules if self.phase.loss.freezes_extractor else []
+        return {parameter for module in modules for parameter in module.parameters()}
+
+    def state(self) -> dict[str, Any]:
+        teacher = self.loss.teacher
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "teacher": teacher.state_dict() if teacher else None,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.loss.teacher:
+            self.loss.teacher.load_state_dict(state["teacher"])
+
+
+@dataclass
+class _Kept:
+    """The weights with the best results on dev so far: lowest WER, then lowest CER, then earliest."""
+
+    step: int
+    wer: float
+    cer: float
 
 
 class _Training:
@@ -110,14 +174,17 @@ class _Training:
     def __init__(self, stage: Stage, store: StageStore, device: torch.device, lease: Lease | None) -> None:
         self.stage, self.store, self.device, self.lease = stage, store, device, lease
         self.corpus: Corpus = read_corpus(stage.corpus)
-        self.characters = Characters(u.text or "" for u in self.corpus.train)
-        self.model = build_model(stage, store, len(self.characters)).to(device)
+        self.symbols = symbols_of((u.text or "" for u in self.corpus.train), stage.phones)
+        self.model = build_model(stage, store, len(self.symbols)).to(device)
         if stage.compile_layers:
             torch.compiler.reset()  # what earlier stages of a warm worker compiled counts against a limit
             self.model.backbone.compile_layers()
-        self.updates = [_Update(self.model, phase) for phase in stage.phases]
+        scale_loss = stage.precision == "fp16"
+        self.updates = [_Update(self.model, phase, scale_loss=scale_loss, device=device) for phase in stage.phases]
         self.streams = {name: self._stream(name) for name in stage.streams}
         self.step = 0
+        self.skipped_steps = self.skipped_in_a_row = 0
+        self.kept: _Kept | None = None
         self.reports: list[Report] = []
         self.sums: dict[str, Tensor] = {}  # of each term since the last report: (sum, count)
         self.elapsed_before = self.accelerator_before = 0.0  # in earlier attempts, perhaps with other workers
@@ -145,28 +212,44 @@ class _Training:
             self.lease.check()
         torch.manual_seed(fold(self.stage.seed, "step", self.step, rank()))
         phase = self.stage.phase_at(self.step)
-        progress = self.step / self.stage.steps
-        batches = {name: self.streams[name].next().to(self.device) for name in self.stage.phases[phase].loss.streams}
-        try:
-            terms = self.updates[phase](batches, progress, self.stage.schedule.scale(progress), self._autocast())
-        except DivergedError as error:
+        progress = Progress(self.step, self.stage.steps)
+        drawn = {name: self.streams[name].next() for name in self.stage.phases[phase].loss.streams}
+        parts = [
+            {name: batches[i].to(self.device) for name, batches in drawn.items()}
+            for i in range(self.stage.accumulation)
+        ]
+        found, made = self.updates[phase](parts, progress, self.stage.schedule.scale(progress), self._autocast())
+        self._count_skipped(made, phase)
+        for terms in found if made else ():
+            for name, term in terms.items():
+                pair = torch.stack([term.sum, term.count]).double()
+                self.sums[name] = self.sums.get(name, torch.zeros_like(pair)) + pair
+        self.step += 1
+
+    def _count_skipped(self, made: bool, phase: int) -> None:
+        """Raises DivergedError after too many updates in a row that could not be made."""
+        self.skipped_in_a_row = 0 if made else self.skipped_in_a_row + 1
+        self.skipped_steps += not made
+        last = self.step + 1 == self.stage.steps
+        if self.skipped_in_a_row > (MAX_SKIPPED_AT_THE_END if last else MAX_SKIPPED_IN_A_ROW):
             rates = ", ".join(f"{part} {rate:g}" for part, rate in self.stage.phases[phase].learning_rates.items())
             raise DivergedError(
-                f"training diverged at step {self.step + 1} of {self.stage.steps}: {error}; learning rates: {rates}; "
-                "try lower ones"
-            ) from None
-        for name, term in terms.items():
-            pair = torch.stack([term.sum.detach(), term.count]).double()
-            self.sums[name] = self.sums.get(name, torch.zeros_like(pair)) + pair
-        self.step += 1
+                f"training diverged at step {self.step + 1} of {self.stage.steps}: the gradient was not finite "
+                f"{self.skipped_in_a_row} times in a row; learning rates: {rates}; try lower ones"
+            )
 
     def _due_metrics(self) -> dict[str, float]:
         stage, last = self.stage, self.step == self.stage.steps
         metrics: dict[str, float] = {}
         if last or self.step % stage.report_every == 0:
             metrics |= self._mean_terms()
+            if self.skipped_steps:
+                metrics["skipped_steps"] = float(self.skipped_steps)
         if stage.evaluate_every and (last or self.step % stage.evaluate_every == 0):
             metrics |= self._error_rates("dev")
+        if last and self.kept:
+            self._restore_kept()
+            metrics |= {"kept_step": self.kept.step, "kept_dev_wer": self.kept.wer, "kept_dev_cer": self.kept.cer}
         if stage.evaluate_test and last:
             metrics |= self._error_rates("test")
         return metrics
@@ -178,11 +261,36 @@ class _Training:
 
     def _error_rates(self, split: str) -> dict[str, float]:
         with self._autocast():
-            hypotheses = transcribe(self.model, getattr(self.corpus, split), self.characters, self.device)
-        if rank() == 0:
+            hypotheses = transcribe(self.model, getattr(self.corpus, split), self.symbols, self.device)
+        rates = phone_error_rate(hypotheses, self.stage.phones) if self.stage.phones else error_rates(hypotheses)
+        if split == "dev" and self.stage.keep == "best":
+            self._keep(rates)
+        if rank() == 0 and (split == "test" or self.kept is None or self.kept.step == self.step):
             lines = (json.dumps(asdict(h), ensure_ascii=False) + "\n" for h in hypotheses)
             write_atomically(self.folder / f"hypotheses-{split}.jsonl", "".join(lines).encode())
-        return {f"{split}_{name}": value for name, value in error_rates(hypotheses).items()}
+        prefix = self.stage.dev_name if split == "dev" else split
+        return {f"{prefix}_{name}": value for name, value in rates.items()}
+
+    def _keep(self, rates: dict[str, float]) -> None:
+        """Keep the weights aside if these are the best results so far."""
+        if self.kept and (rates["wer"], rates["cer"]) >= (self.kept.wer, self.kept.cer):
+            return
+        self.kept = _Kept(self.step, rates["wer"], rates["cer"])
+        if rank() == 0:
+            weights = {name: tensor.contiguous() for name, tensor in self._trained().state_dict().items()}
+            write_atomically(self._kept_file(), safetensors.torch.save(weights))
+
+    def _kept_file(self) -> Path:
+        assert self.kept
+        return self.folder / f"kept-{self.kept.step}.safetensors"
+
+    def _restore_kept(self) -> None:
+        agree(None)  # the first worker has written it
+        self._trained().load_state_dict(safetensors.torch.load_file(self._kept_file(), device=str(self.device)))
+
+    def _trained(self) -> nn.ModuleDict:
+        """The parts of the model that the stage trains."""
+        return nn.ModuleDict({part: self.model.get_submodule(part) for part in self.stage.parts})
 
     def _report(self, metrics: dict[str, float]) -> Report:
         elapsed_seconds, accelerator_seconds = self._spent_seconds()
@@ -203,18 +311,22 @@ class _Training:
         return self.elapsed_before + attempt, self.accelerator_before + attempt * world_size()
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.stage.precision == "bf16")
+        narrow = torch.float16 if self.stage.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, narrow, enabled=self.stage.precision != "fp32")
 
     def _stream(self, name: str) -> Stream:
         labelled = name == "labelled"
         return Stream(
             self.corpus.train if labelled else self.corpus.unlabelled,
-            self.characters if labelled else None,
+            self.symbols if labelled else None,
             batch_seconds=self.stage.batch_seconds,
             seed=fold(self.stage.seed, name),
             augment_speed=self.stage.augment_speed,
             rank=rank(),
             world_size=world_size(),
+            sampling_exponent=1.0 if labelled else self.corpus.sampling_exponent,
+            crop=None if labelled else self.stage.crop,
+            accumulation=self.stage.accumulation,
         )
 
     @property
@@ -229,7 +341,9 @@ class _Training:
             {
                 "step": self.step,
                 "model": self.model.state_dict(),
-                "optimisers": [update.optimiser.state_dict() for update in self.updates],
+                "updates": [update.state() for update in self.updates],
+                "skipped": [self.skipped_steps, self.skipped_in_a_row],
+                "kept": asdict(self.kept) if self.kept else None,
                 "streams": {name: stream.state() for name, stream in self.streams.items()},
                 "reports": [report.model_dump() for report in self.reports],
                 "spent_seconds": list(self._spent_seconds()),
@@ -237,6 +351,9 @@ class _Training:
             buffer,
         )
         write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
+        for file in self.folder.glob("kept-*.safetensors"):  # only now: the last checkpoint may have named an older one
+            if self.kept and file != self._kept_file():
+                file.unlink()
 
     def _load_checkpoint(self) -> None:
         path = self.folder / "checkpoint.pt"
@@ -245,25 +362,27 @@ class _Training:
         state = torch.load(path, map_location=self.device, weights_only=True)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
-        for update, saved in zip(self.updates, state["optimisers"], strict=True):
-            update.optimiser.load_state_dict(saved)
+        for update, saved in zip(self.updates, state["updates"], strict=True):
+            update.load_state(saved)
+        self.skipped_steps, self.skipped_in_a_row = state["skipped"]
+        self.kept = _Kept(**state["kept"]) if state["kept"] else None
         for name, stream in self.streams.items():
             stream.load_state(state["streams"][name])
         self.reports = [Report.model_validate(report) for report in state["reports"]]
         self.elapsed_before, self.accelerator_before = state["spent_seconds"]
 
     def _finish(self) -> StageResult:
-        trained = [self.model.get_submodule(part) for part in self.stage.parts]
-        result = StageResult(
-            reports=tuple(self.reports), num_parameters=sum(count_parameters(part) for part in trained)
-        )
+        trained = self._trained()
+        result = StageResult(reports=tuple(self.reports), num_parameters=count_parameters(trained))
         if rank() == 0:
-            for part, module in zip(self.stage.parts, trained, strict=True):
+            for part, module in trained.items():
                 weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
                 write_atomically(self.folder / f"{part}.safetensors", safetensors.torch.save(weights))
-            symbols = json.dumps({"symbols": self.characters.symbols}, ensure_ascii=False)
-            if "ctc_head" in self.stage.parts:
+            if "ctc_head" in trained:
+                symbols = json.dumps({"symbols": self.symbols.symbols}, ensure_ascii=False)
                 write_atomically(self.folder / "symbols.json", symbols.encode())
+            for file in self.folder.glob("kept-*.safetensors"):
+                file.unlink()
             self.store.commit(self.stage, result)
         agree(None)  # no worker goes on before the stage is stored
         return result
@@ -274,7 +393,7 @@ def build_model(stage: Stage, store: StageStore, num_symbols: int) -> AcousticMo
 
     Raises CheckpointError when the weights that it starts from are not those that identify the stage, or do not fit.
     """
-    model = AcousticModel(stage.model, num_symbols, seed=stage.seed)
+    model = AcousticModel(stage.model, num_symbols, stage.seed, stage.self_supervision)
     if stage.start:
         path = locate(stage.start.source)
         if fingerprint(path) != stage.start.sha256:

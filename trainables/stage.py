@@ -5,22 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, Field, model_validator
 
-from trainables.config import Config, cosmetic
-from trainables.data.config import CorpusConfig
-from trainables.losses.config import LossConfig, Part, Stream
+from trainables.config import Config, Progress, cosmetic, default_kind
+from trainables.data.config import CorpusConfig, CropConfig
+from trainables.losses.config import LossConfig, Part, SelfSupervision, Stream, self_supervision
 from trainables.models.presets import ModelConfig
 
-Precision = Literal["fp32", "bf16"]
-StageKind = Literal["pretrain", "joint", "finetune", "supervised"]
+Precision = Literal["fp32", "bf16", "fp16"]
+StageKind = Literal["pretrain", "semi_supervised", "joint", "finetune", "supervised"]
 
 
-class ScheduleConfig(Config):
+class TriStageConfig(Config):
     """Tri-stage learning rate: linear warm-up, constant, exponential decay (fairseq `tri_stage`)."""
 
+    kind: Literal["tri_stage"] = "tri_stage"
     warmup_fraction: float = Field(0.1, ge=0, le=1)
     decay_fraction: float = Field(0.5, ge=0, le=1)
     start_scale: float = Field(0.01, gt=0, le=1, description="Of the learning rate, at the first step.")
@@ -35,12 +36,50 @@ class ScheduleConfig(Config):
             )
         return self
 
-    def scale(self, progress: float) -> float:
-        """The factor on the learning rate when the share `progress` in [0, 1] of the stage is done."""
-        if progress < self.warmup_fraction:
-            return self.start_scale + (1 - self.start_scale) * progress / self.warmup_fraction
-        into_decay = progress - (1 - self.decay_fraction)
+    def scale(self, progress: Progress) -> float:
+        """The factor on the learning rate of the next update."""
+        share = progress.share
+        if share < self.warmup_fraction:
+            return self.start_scale + (1 - self.start_scale) * share / self.warmup_fraction
+        into_decay = share - (1 - self.decay_fraction)
         return self.end_scale ** (into_decay / self.decay_fraction) if into_decay > 0 else 1.0
+
+
+class PolynomialConfig(Config):
+    """Linear warm-up, then polynomial decay (fairseq `polynomial_decay`; wav2vec 2.0 pre-training)."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    warmup_steps: int = Field(0, ge=0)
+    total_steps: int | None = Field(
+        None, ge=1, description="Where it ends. None: with the stage. SEW's stages of 100k updates end it at 400k."
+    )
+    power: float = Field(1.0, gt=0)
+    end_scale: float = Field(0.0, ge=0, le=1, description="Of the learning rate, at the end.")
+
+    def scale(self, progress: Progress) -> float:
+        """The factor on the learning rate of the next update."""
+        total = self.total_steps or progress.steps
+        if progress.step < self.warmup_steps:
+            return max(progress.step, 1) / self.warmup_steps
+        remaining = max(0.0, (total - progress.step) / max(1, total - self.warmup_steps))
+        return float(self.end_scale + (1 - self.end_scale) * remaining**self.power)
+
+
+class ConstantConfig(Config):
+    """The learning rate as it is, for comparisons that a schedule's length would bias."""
+
+    kind: Literal["constant"] = "constant"
+    warmup_steps: int = Field(0, ge=0, description="Linear warm-up.")
+
+    def scale(self, progress: Progress) -> float:
+        """The factor on the learning rate of the next update."""
+        return min(1.0, max(progress.step, 1) / max(1, self.warmup_steps))
+
+
+ScheduleConfig = Annotated[
+    Annotated[TriStageConfig | PolynomialConfig | ConstantConfig, Field(discriminator="kind")],
+    default_kind("tri_stage"),
+]
 
 
 class OptimiserConfig(Config):
@@ -49,7 +88,9 @@ class OptimiserConfig(Config):
     betas: tuple[float, float] = (0.9, 0.98)
     epsilon: float = Field(1e-6, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    max_gradient_norm: float = Field(5.0, gt=0, description="Each part's gradient is clipped to this norm.")
+    max_gradient_norm: float | None = Field(
+        5.0, gt=0, description="Each part's gradient is clipped to this norm. None: not at all, as in fairseq."
+    )
 
 
 class Phase(Config):
@@ -59,6 +100,9 @@ class Phase(Config):
     learning_rates: dict[Part, float] = Field(description="Peak learning rate of each part that the loss trains.")
     optimiser: OptimiserConfig = OptimiserConfig()
     steps: int = Field(1, ge=1, description="Consecutive updates before the next phase takes over.")
+    frozen_backbone_steps: int = Field(
+        0, ge=0, description="First updates of the stage, in which the backbone does not learn."
+    )
 
 
 class InitialWeights(Config):
@@ -89,17 +133,28 @@ class Stage(Config):
     steps: int = Field(ge=1, description="Optimiser updates.")
     batch_seconds: float = Field(gt=0, description="Padded audio of the global batch, over all workers.")
     augment_speed: bool
+    crop: CropConfig | None = Field(None, description="Of unlabelled speech. None: batches are padded.")
+    accumulation: int = Field(1, ge=1, description="Parts that a batch is processed in, one after another.")
+    phones: str | None = Field(None, description="Language whose phones are the labels; None: characters.")
     schedule: ScheduleConfig
     report_every: int = Field(ge=1, description="Steps between reports of the training loss.")
     evaluate_every: int | None = Field(ge=1, description="Steps between evaluations on dev; None: never.")
+    dev_name: Literal["dev", "source_dev"] = Field("dev", description="What the results on its dev split are called.")
     evaluate_test: bool = Field(description="Evaluate on test once, at the end.")
+    keep: Literal["last", "best"] = Field("last", description="Weights that are stored and tested; best on dev.")
     precision: Precision = "fp32"
     compile_layers: bool = Field(False, description="torch.compile; its dropout draws other numbers.")
     seed: int
     initial: InitialWeights | None = None
     start: TrainedWeights | None = None
-    version: int = Field(1, description="Bumped by hand when the mathematics of training changes.")
+    version: int = Field(2, description="Bumped by hand when the mathematics of training changes.")
     checkpoint_seconds: float = cosmetic(20.0, description="Time between checkpoints.", gt=0)
+
+    @property
+    def self_supervision(self) -> SelfSupervision:
+        """What the self-supervised head is for."""
+        found = [kind for phase in self.phases if (kind := self_supervision(phase.loss))]
+        return found[0] if found else "contrastive"
 
     @property
     def streams(self) -> tuple[Stream, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -11,8 +12,10 @@ from pathlib import Path
 from pydantic import Field
 
 from trainables.config import Config
-from trainables.data.config import SAMPLE_RATE_HZ, CorpusConfig, PromptsConfig
-from trainables.data.corpus import Corpus, CorpusError, Utterance, read_corpus
+from trainables.data.config import SAMPLE_RATE_HZ, CorpusConfig, PromptsConfig, located
+from trainables.data.corpus import AbsentCorpusError, Corpus, CorpusError, Utterance, read_corpus, total_seconds
+from trainables.data.phones import PhonesError, refuse_language
+from trainables.losses.config import Stream
 from trainables.models.checkpoint_files import (
     CheckpointError,
     described_model,
@@ -23,8 +26,8 @@ from trainables.models.checkpoint_files import (
 )
 from trainables.models.config import CompactCnnGruConfig, FrameGeometry, frames_after
 from trainables.models.presets import ModelConfig
-from trainables.regimes.config import RegimeConfig
-from trainables.regimes.stages import Setting, last_stage
+from trainables.regimes.config import RegimeConfig, Wav2vecSRegime
+from trainables.regimes.stages import Setting, StageData, last_stage
 from trainables.stage import Stage, TrainedWeights, chain
 
 FASTEST = 1.1  # speed that augmentation may play an utterance at
@@ -52,20 +55,74 @@ def corpus_of(config: CorpusConfig) -> Corpus:
 
 
 def stages_of(trial: TrialConfig) -> Sequence[Stage]:
-    """The stages of the trial, in order. Reads the corpus' manifest, for its content is part of their identity."""
-    hashes = corpus_of(trial.corpus).split_hashes()
-    fingerprints = {
-        "labelled": "".join(hashes[split][:12] for split in ("train", "dev", "test")),
-        "unlabelled": hashes["unlabelled"][:12],
-    }
+    """The stages of the trial, in order. Reads the corpora's manifests, for their content is part of their identity.
+
+    A corpus that is not on this machine is known by its settings, so that a study can be planned before it is there.
+    Raises ValueError for what cannot be known then.
+    """
     setting = Setting(
         corpus=trial.corpus,
-        fingerprints=fingerprints,
+        read=_stage_data,
         model=trial.model,
         start=trained_weights(trial.init) if trial.init else None,
         seed=trial.seed,
     )
     return chain(last_stage(trial.regime, setting))
+
+
+def _stage_data(config: CorpusConfig) -> StageData:
+    config = located(config)
+    try:
+        corpus = corpus_of(config)
+    except AbsentCorpusError:
+        return _assumed(config)
+    hashes = corpus.split_hashes()
+    return StageData(
+        corpus=config,
+        fingerprints={
+            "labelled": "".join(hashes[split][:12] for split in ("train", "dev", "test")),
+            "unlabelled": hashes["unlabelled"][:12],
+        },
+        seconds={"labelled": total_seconds(corpus.train), "unlabelled": total_seconds(corpus.unlabelled)},
+    )
+
+
+def _assumed(config: CorpusConfig) -> StageData:
+    """What a corpus that is not there will be, going by its settings."""
+    settings = config.model_dump(mode="json")
+    own: dict[Stream, tuple[str, ...]] = {
+        "labelled": ("kind", "root", "language", "labelled", "labelled_minutes", "subset_seed"),
+        "unlabelled": (
+            *("kind", "root", "language", "unlabelled", "sampling_exponent"),
+            *("unlabelled_hours", "unlabelled_fraction", "subset_seed"),
+        ),
+    }
+    minutes, hours = config.labelled_minutes, config.unlabelled_hours
+    return StageData(
+        corpus=config,
+        fingerprints={
+            stream: "absent:" + json.dumps({name: settings[name] for name in names if name in settings})
+            for stream, names in own.items()
+        },
+        seconds={
+            "labelled": minutes * 60 if minutes else None,
+            "unlabelled": hours * 3600 * config.unlabelled_fraction if hours else None,
+        },
+    )
+
+
+def corpora_of(trial: TrialConfig) -> list[CorpusConfig]:
+    """The corpora that the trial's stages read."""
+    return list(dict.fromkeys(stage.corpus for stage in stages_of(trial)))
+
+
+def absence(config: CorpusConfig) -> str | None:
+    """Why the corpus cannot be read, when it is not on this machine."""
+    try:
+        corpus_of(config)
+    except AbsentCorpusError as error:
+        return str(error)
+    return None
 
 
 def trained_weights(source: str) -> TrainedWeights:
@@ -76,27 +133,61 @@ def trained_weights(source: str) -> TrainedWeights:
     return TrainedWeights(source=source, sha256=fingerprint(path) if path else f"not downloaded: {source}")
 
 
-def problems(trial: TrialConfig) -> Iterator[tuple[str, str]]:
-    """(field, message) for each of the trial's inputs that cannot be used."""
+def problems(trial: TrialConfig, *, absent_is_fine: bool = False) -> Iterator[tuple[str, str]]:
+    """(field, message) for each of the trial's inputs that cannot be used.
+
+    `absent_is_fine`: a corpus that is not on this machine is no problem.
+    """
+    yield from _init_problems(trial)
+    if isinstance(trial.regime, Wav2vecSRegime) and not (trial.init or trial.regime.pretrain):
+        yield "regime", "wav2vec_s goes on from self-supervised weights; give `pretrain`, or `init` beside the regime"
     try:
-        corpus = corpus_of(trial.corpus)
-    except CorpusError as error:
+        stages = stages_of(trial.with_(init=None))
+        own = located(trial.corpus)
+    except (CorpusError, RuntimeError) as error:  # RuntimeError: `~` of an unknown user
         yield "corpus", str(error)
-    else:
-        message = _misfit(trial.corpus, trial.model.geometry, trial.model.min_samples)
-        if corpus and message:
-            yield "corpus", message
-    if trial.init:
+        return
+    except ValueError as error:
+        yield "regime", str(error)
+        return
+    found = [
+        ("corpus" if stage.corpus == own else "regime", message)
+        for stage in stages
+        for message in _stage_problems(trial, stage, absent_is_fine=absent_is_fine)
+    ]
+    yield from dict.fromkeys(found)
+
+
+def _stage_problems(trial: TrialConfig, stage: Stage, *, absent_is_fine: bool) -> Iterator[str]:
+    if stage.phones is not None:
         try:
-            path = local_copy(trial.init)
-            found = described_model(path) if path else None
-            if path:
-                weight_files(path)
-        except CheckpointError as error:
-            yield "init", str(error)
-        else:
-            if found is not None and (message := misfit(trial.model, found)):
-                yield "init", f"{trial.init} {message}"
+            refuse_language(stage.phones)
+        except PhonesError as error:
+            yield str(error)
+    if message := absence(stage.corpus):
+        if not absent_is_fine:
+            yield message
+        return
+    if message := _misfit(stage.corpus, trial.model.geometry, trial.model.min_samples):
+        yield message
+    shortest = stage.crop.min_seconds if stage.crop else 0.0
+    if all(u.duration_seconds < shortest for u in corpus_of(stage.corpus).unlabelled):
+        yield f"no unlabelled utterance is as long as crop.min_seconds, {shortest:g} s; set a smaller one"
+
+
+def _init_problems(trial: TrialConfig) -> Iterator[tuple[str, str]]:
+    if not trial.init:
+        return
+    try:
+        path = local_copy(trial.init)
+        found = described_model(path) if path else None
+        if path:
+            weight_files(path)
+    except CheckpointError as error:
+        yield "init", str(error)
+    else:
+        if found is not None and (message := misfit(trial.model, found)):
+            yield "init", f"{trial.init} {message}"
 
 
 @functools.lru_cache

@@ -19,7 +19,7 @@ from transformers import AutoModelForCTC, AutoProcessor
 
 from study.run import main
 from study.spec import StudySpec, read_spec
-from study.sweep_file import SweepError
+from trainables.settings_file import SettingsError
 from tests.conftest import SMALL_MODEL, SMALL_TRANSFORMER, small_trial
 from tests.study.builders import add_trial, open_study, spec_of, supervised, write_sweep
 from tests.trainables.builders import corpus_of
@@ -335,7 +335,7 @@ def sweep_file(folder: Path, model: str, space: str = "{}") -> Path:
 
 
 def errors(path: Path, *overrides: str) -> list[str]:
-    with pytest.raises(SweepError) as caught:
+    with pytest.raises(SettingsError) as caught:
         read_spec(path, overrides)
     return [error.removeprefix(f"{path}:") for error in caught.value.errors]
 

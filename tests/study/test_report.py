@@ -19,7 +19,7 @@ from study.provenance import environment, refuse_drift
 from study.report import write_report
 from study.run import main
 from study.spec import StudySpec, read_spec
-from study.sweep_file import SweepError
+from trainables.settings_file import SettingsError
 from tests.study.builders import (
     LEARNING_RATE,
     add_trial,
@@ -308,7 +308,7 @@ class TestDrift:
         ],
     )
     def test_what_does_not_is_refused_by_name(self, tmp_path: Path, changes: dict[str, Any], named: str) -> None:
-        with pytest.raises(SweepError, match=named) as caught:
+        with pytest.raises(SettingsError, match=named) as caught:
             self.drift(tmp_path, **changes)
         assert "study=race-2" in str(caught.value)
 
@@ -320,7 +320,7 @@ class TestDrift:
             {**arms, "slow": {"trial": supervised(), "space": narrower}},
             {"slow": arms["slow"]},
         ):
-            with pytest.raises(SweepError, match="arms changed"):
+            with pytest.raises(SettingsError, match="arms changed"):
                 self.drift(tmp_path, arms=changed)
 
     def test_changed_data_are_refused(self, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ class TestDrift:
         known = environment(spec)
         ((corpus, parts),) = known["data"].items()
         ledger.open_study("race", spec.model_dump(mode="json"), {**known, "data": {corpus: {**parts, "dev": "0" * 64}}})
-        with pytest.raises(SweepError, match="the content of the corpus changed"):
+        with pytest.raises(SettingsError, match="the content of the corpus changed"):
             refuse_drift(spec, ledger)
 
     def test_the_command_refuses_before_anything_starts(

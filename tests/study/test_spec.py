@@ -17,7 +17,7 @@ import search_spaces
 from study.plan import make_plan
 from study.run import main
 from study.spec import StudySpec, nested, read_spec
-from study.sweep_file import SweepError, parse_value
+from trainables.settings_file import SettingsError, parse_value
 from tests.conftest import small_trial, spanish_rows, write_corpus
 from tests.study.builders import spec_of, supervised, write_sweep
 from tests.study.hostile import HOSTILE_TEXTS
@@ -63,7 +63,7 @@ def errors(tmp_path: Path) -> Errors:
         assert SWEEP.count(before) == 1 or not before, f"{before!r} is not in the sweep file once"
         path = tmp_path / "sweep.yaml"
         path.write_text(SWEEP.replace(before, after) if before else SWEEP, encoding="utf-8")
-        with pytest.raises(SweepError) as caught:
+        with pytest.raises(SettingsError) as caught:
             read_spec(path, overrides)
         assert str(caught.value) == "\n".join(caught.value.errors)
         return [error.removeprefix(f"{path}:") for error in caught.value.errors]
@@ -228,7 +228,7 @@ class TestErrors:
         text = SWEEP.replace("search: {", "serch: 1\nsearch: {").replace("gru_layers: 1", "gru_layers: none")
         text = text.replace("learning_rate: 1e-3", "lerning_rate: 1e-3").replace("low: 1e-4", "low: 1e-1")
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(SweepError) as caught:
+        with pytest.raises(SettingsError) as caught:
             read_spec(path)
         places = sorted(error.removeprefix(f"{path}:").split(": ")[0] for error in caught.value.errors)
         assert places == sorted(["4:34", "10:28", "12:7", "19:1"])
@@ -260,7 +260,7 @@ class TestErrors:
         good = write_corpus(tmp_path / "good", spanish_rows(16))
         space = {"corpus.root": {"kind": "grid", "choices": [str(good), str(tmp_path / "none")]}}
         arm = {"trial": small_trial(good, supervised()["regime"]), "space": space}
-        with pytest.raises(SweepError, match=r"none/manifest\.tsv: no such file"):
+        with pytest.raises(SettingsError, match=r"none/manifest\.tsv: no such file"):
             read_spec(write_sweep(tmp_path / "sweep.yaml", arms={"one": arm}))
 
     def test_choices_that_are_possible_alone_but_not_together_are_an_error_of_the_sweep_file(
@@ -280,7 +280,7 @@ class TestErrors:
         corpus = write_corpus(tmp_path / "corpus", spanish_rows(16))
         (corpus / "manifest.tsv").write_bytes(b"id\tpath\tduration_seconds\ttext\n\xff\xfe\n")
         arm = {"trial": small_trial(corpus, supervised()["regime"])}
-        with pytest.raises(SweepError, match=r"manifest\.tsv"):
+        with pytest.raises(SettingsError, match=r"manifest\.tsv"):
             read_spec(write_sweep(tmp_path / "sweep.yaml", arms={"one": arm}))
 
 
@@ -437,10 +437,10 @@ LINES = QUICKSTART.read_text(encoding="utf-8").splitlines()
 
 
 def attempt(path: Path) -> list[str]:
-    """The errors of a file that may be valid; a valid one is planned. Any exception but SweepError comes through."""
+    """The errors of a file that may be valid; a valid one is planned. Any exception but SettingsError comes through."""
     try:
         make_plan(read_spec(path))
-    except SweepError as error:
+    except SettingsError as error:
         return error.errors or ["no error at all"]
     return []
 
@@ -450,7 +450,7 @@ def locations(tree: Any, location: tuple[Any, ...] = ()) -> list[tuple[Any, ...]
     return [location, *(deeper for key, value in inner for deeper in locations(value, (*location, key)))]
 
 
-class TestNothingButSweepErrors:
+class TestNothingButSettingsErrors:
     @pytest.fixture(scope="class")
     def path(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return tmp_path_factory.mktemp("fuzz") / "sweep.yaml"

@@ -17,7 +17,7 @@ from transformers import SEWConfig, SEWForCTC, Wav2Vec2Config
 
 from study.run import main
 from study.spec import read_spec
-from study.sweep_file import SweepError
+from trainables.settings_file import SettingsError
 from tests.conftest import (
     SMALL_MODEL,
     SMALL_TRANSFORMER,
@@ -471,7 +471,7 @@ class TestSweepFiles:
     def errors(self, path: Path, corpus: Path, *, shared: Settings, own: Settings) -> list[str]:
         trial = small_trial(corpus, supervised(), model=MODEL)
         content = {"trial": {**trial, **shared}, "arms": {"one": {"trial": own}, "two": {}}}
-        with pytest.raises(SweepError) as caught:
+        with pytest.raises(SettingsError) as caught:
             read_spec(write_sweep(path, **content))
         return caught.value.errors
 

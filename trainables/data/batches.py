@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,10 +17,10 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
-from trainables.data.config import SAMPLE_RATE_HZ
+from trainables.data.config import SAMPLE_RATE_HZ, CropConfig
 from trainables.data.corpus import CorpusError, Utterance
 from trainables.data.seeds import fold, numpy_generator
-from trainables.data.text import Characters
+from trainables.data.symbols import Symbols
 
 SPEEDS = (0.9, 1.0, 1.1)
 
@@ -36,6 +36,7 @@ class Batch:
     seeds: tuple[int, ...]  # one an utterance, for masks and noise
     seed: int  # of the global batch, the same on every worker, for what all utterances share
     counted: bool  # False for a filler: a worker without a share repeats an utterance that counts for nothing
+    share: float = 1.0  # of the global batch's utterances, when the batch is a part of it (gradient accumulation)
 
     def to(self, device: torch.device) -> Batch:
         return Batch(
@@ -46,6 +47,7 @@ class Batch:
             self.seeds,
             self.seed,
             self.counted,
+            self.share,
         )
 
 
@@ -72,6 +74,31 @@ def load_audio(path: Path) -> np.ndarray:
     return read_audio(path)
 
 
+def sampled_epoch(utterances: Sequence[Utterance], exponent: float, seed: int, epoch: int) -> list[tuple[int, int]]:
+    """(index, repetition) of the utterances of one epoch, whose audio is in total that of all utterances.
+
+    A source with d seconds is drawn with probability proportional to d ** exponent: its utterances are repeated, and
+    the rest of its share is drawn without replacement. With exponent 1 every utterance is there once.
+    """
+    if exponent == 1.0:
+        return [(index, 0) for index in range(len(utterances))]
+    seconds: dict[int, float] = {}
+    for utterance in utterances:
+        seconds[utterance.source] = seconds.get(utterance.source, 0.0) + utterance.duration_seconds
+    weight = math.fsum(d**exponent for d in seconds.values())
+    total = math.fsum(seconds.values())
+    drawn: list[tuple[int, int]] = []
+    for source, own in seconds.items():
+        indices = [index for index, u in enumerate(utterances) if u.source == source]
+        copies = own**exponent / weight * total / own
+        whole = int(copies)
+        drawn += [(index, repetition) for repetition in range(whole) for index in indices]
+        random = numpy_generator(seed, "source", source, epoch)
+        rest = random.permutation(indices)[: round((copies - whole) * len(indices))]
+        drawn += [(index, whole) for index in rest.tolist()]
+    return drawn
+
+
 def epoch_batches(durations_seconds: Sequence[float], batch_seconds: float, seed: int, epoch: int) -> list[list[int]]:
     """Indices of the utterances of each global batch of one epoch: every utterance once.
 
@@ -95,18 +122,22 @@ def epoch_batches(durations_seconds: Sequence[float], batch_seconds: float, seed
 
 def make_batch(
     utterances: Sequence[Utterance],
-    characters: Characters | None,
+    symbols: Symbols | None,
     seeds: Sequence[int],
     *,
     seed: int = 0,
     augment_speed: bool = False,
+    crop_samples: int | None = None,
     counted: bool = True,
+    share: float = 1.0,
 ) -> Batch:
-    """Decode, optionally change speed, and pad. Tokens are made only where `characters` are given."""
+    """Decode, optionally change speed, and crop or pad. Tokens are made only where `symbols` are given."""
     waveforms = [torch.from_numpy(load_audio(u.path)).float() for u in utterances]
     if augment_speed:
-        waveforms = [_change_speed(w, seed) for w, seed in zip(waveforms, seeds, strict=True)]
-    tokens = [torch.tensor(characters.encode(u.text or "") if characters else [], dtype=torch.long) for u in utterances]
+        waveforms = [_change_speed(w, _speed(seed)) for w, seed in zip(waveforms, seeds, strict=True)]
+    if crop_samples is not None:
+        waveforms = [_crop(w, crop_samples, seed) for w, seed in zip(waveforms, seeds, strict=True)]
+    tokens = [torch.tensor(symbols.encode(u.text or "") if symbols else [], dtype=torch.long) for u in utterances]
     pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     return Batch(
         waveform_BS=pad(waveforms),
@@ -116,13 +147,26 @@ def make_batch(
         seeds=tuple(seeds),
         seed=seed,
         counted=counted,
+        share=share,
     )
 
 
-def _change_speed(waveform_S: Tensor, seed: int) -> Tensor:
-    """Speed perturbation (Ko et al. 2015) by one of three factors, drawn from the utterance's seed."""
-    factor = SPEEDS[fold(seed, "speed") % len(SPEEDS)]
+def _speed(seed: int) -> float:
+    """One of three factors, drawn from the utterance's seed."""
+    return SPEEDS[fold(seed, "speed") % len(SPEEDS)]
+
+
+def _change_speed(waveform_S: Tensor, factor: float) -> Tensor:
+    """Speed perturbation (Ko et al. 2015)."""
     return torchaudio.functional.resample(waveform_S, round(factor * 100), 100) if factor != 1.0 else waveform_S
+
+
+def _crop(waveform_S: Tensor, num_samples: int, seed: int) -> Tensor:
+    """That many samples from a place drawn from the seed; zeros at the end where a manifest rounded a length up."""
+    spare = max(0, len(waveform_S) - num_samples)
+    start = int(numpy_generator(seed, "crop").integers(spare + 1))
+    cropped_S = waveform_S[start : start + num_samples]
+    return torch.nn.functional.pad(cropped_S, (0, num_samples - len(cropped_S)))
 
 
 class Stream:
@@ -131,21 +175,30 @@ class Stream:
     def __init__(
         self,
         utterances: Sequence[Utterance],
-        characters: Characters | None,
+        symbols: Symbols | None,
         *,
         batch_seconds: float,
         seed: int,
         augment_speed: bool,
         rank: int,
         world_size: int,
+        sampling_exponent: float = 1.0,
+        crop: CropConfig | None = None,
+        accumulation: int = 1,
     ) -> None:
-        self.utterances = utterances
-        self.characters = characters
+        self.utterances = [u for u in utterances if crop is None or u.duration_seconds >= crop.min_seconds]
+        if not self.utterances:
+            raise CorpusError(f"no utterance is as long as crop.min_seconds, {crop and crop.min_seconds:g} s")
+        self.symbols = symbols
         self.batch_seconds = batch_seconds
         self.seed = seed
         self.augment_speed = augment_speed
         self.rank, self.world_size = rank, world_size
-        self.seconds_per_epoch = math.fsum(u.duration_seconds for u in utterances)
+        self.sampling_exponent = sampling_exponent
+        self.crop = crop
+        self.accumulation = accumulation
+        self._durations = [min(u.duration_seconds, crop.max_seconds if crop else math.inf) for u in self.utterances]
+        self.seconds_per_epoch = math.fsum(self._durations)
         self.audio_seconds = 0.0  # drawn so far by all workers together
         self._seek(0, 0)
 
@@ -157,25 +210,55 @@ class Stream:
         self.audio_seconds = state["audio_seconds"]
 
     def _seek(self, epoch: int, position: int) -> None:
-        durations = [u.duration_seconds for u in self.utterances]
         self.epoch, self.position = epoch, position
-        self._batches = epoch_batches(durations, self.batch_seconds, self.seed, epoch)
+        drawn = sampled_epoch(self.utterances, self.sampling_exponent, self.seed, epoch)
+        durations = [self._durations[index] for index, _ in drawn]
+        batches = epoch_batches(durations, self.batch_seconds, self.seed, epoch)
+        self._batches = [[drawn[i] for i in batch] for batch in batches]
 
-    def next(self) -> Batch:
-        """This worker's share of the next global batch."""
+    def next(self) -> list[Batch]:
+        """This worker's share of each part of the next global batch; without accumulation there is one part.
+
+        Which utterances are in which part does not depend on the number of workers.
+        """
         if self.position == len(self._batches):
             self._seek(self.epoch + 1, 0)
-        indices = self._batches[self.position]
+        whole = self._batches[self.position]
         self.position += 1
-        self.audio_seconds += math.fsum(self.utterances[i].duration_seconds for i in indices)
-        mine = indices[self.rank :: self.world_size]
-        share = [self.utterances[i] for i in (mine or indices[:1])]
-        seeds = [fold(self.seed, self.epoch, u.id) for u in share]
-        return make_batch(
-            share,
-            self.characters,
-            seeds,
-            seed=fold(self.seed, self.epoch, self.position),
-            augment_speed=self.augment_speed,
-            counted=bool(mine),
+        seeds = {drawn: self._utterance_seed(*drawn) for drawn in whole}
+        crop_samples = self._crop_samples(seeds) if self.crop else None
+        if crop_samples is None:
+            self.audio_seconds += math.fsum(self._durations[index] for index, _ in whole)
+        else:
+            self.audio_seconds += len(whole) * crop_samples / SAMPLE_RATE_HZ
+        parts = []
+        for number in range(self.accumulation):
+            part = whole[number :: self.accumulation]
+            mine = part[self.rank :: self.world_size]
+            chosen = mine or part[:1] or whole[:1]
+            parts.append(
+                make_batch(
+                    [self.utterances[index] for index, _ in chosen],
+                    self.symbols,
+                    [seeds[drawn] for drawn in chosen],
+                    seed=fold(self.seed, self.epoch, self.position, number),
+                    augment_speed=self.augment_speed,
+                    crop_samples=crop_samples,
+                    counted=bool(mine),
+                    share=len(part) / len(whole),
+                )
+            )
+        return parts
+
+    def _utterance_seed(self, index: int, repetition: int) -> int:
+        repeated = (repetition,) if repetition else ()
+        return fold(self.seed, self.epoch, self.utterances[index].id, *repeated)
+
+    def _crop_samples(self, seeds: Mapping[tuple[int, int], int]) -> int:
+        """Length of the shortest utterance of the global batch, after the change of speed, or the longest crop."""
+        assert self.crop is not None
+        played = (
+            self.utterances[index].duration_seconds / (_speed(seed) if self.augment_speed else 1.0)
+            for (index, _), seed in seeds.items()
         )
+        return int(min(self.crop.max_seconds, *played) * SAMPLE_RATE_HZ)

@@ -1,7 +1,8 @@
-"""Which speech a trial uses."""
+"""Which speech a stage reads."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,26 +11,79 @@ from pydantic import Field
 from trainables.config import Config, cosmetic
 
 SAMPLE_RATE_HZ = 16_000
+CORPORA_VARIABLE = "CORPORA"  # environment variable: the folder that relative roots start from
 
 Language = Literal["en", "es", "fr", "it", "ru"]
 
 
-class PromptsConfig(Config):
+class _Subsets(Config):
+    """How much of a corpus is used. Subsets are nested: what is in a smaller one is in every larger one."""
+
+    labelled_minutes: float | None = Field(
+        None, gt=0, description="Labelled budget: at most so much labelled train speech. Dev and test stay whole."
+    )
+    unlabelled_hours: float | None = Field(None, gt=0, description="At most so much unlabelled speech.")
+    unlabelled_fraction: float = Field(1.0, gt=0, le=1, description="Share of the unlabelled speech, by duration.")
+    subset_seed: int = Field(0, ge=0, description="Which utterances the subsets take.")
+
+
+class PromptsConfig(_Subsets):
     """The embedded corpus: telephone-system prompts, one professional speaker a language, about 20 minutes each."""
 
     kind: Literal["prompts"] = "prompts"
-    language: Language = Field("es", description="Language of the labelled speech and of dev and test.")
-    more_unlabelled: tuple[Language, ...] = Field(
-        (), description="Languages whose train audio joins the unlabelled stream (never their text)."
-    )
+    language: Language = "es"
 
 
-class FolderConfig(Config):
+class FolderConfig(_Subsets):
     """Any folder with a `manifest.tsv` (columns id, path, duration_seconds, text; optionally split) and audio files."""
 
     kind: Literal["folder"] = "folder"
     # The content of the manifest is part of a stage's identity, its place on disk is not.
-    root: Path = cosmetic(..., description="Folder of `manifest.tsv`; audio paths are relative to it.")
+    root: Path = cosmetic(
+        ..., description=f"Folder of `manifest.tsv`. A relative one starts at ${CORPORA_VARIABLE}, if that is set."
+    )
+    language: str | None = Field(None, description="ISO 639-1 code; needed for training on phones.")
+
+    def found(self) -> FolderConfig:
+        """With an absolute root, for workers have other working directories and variables."""
+        root = Path(os.environ.get(CORPORA_VARIABLE, "")) / self.root.expanduser()
+        return self.with_(root=root.absolute())
 
 
-CorpusConfig = Annotated[PromptsConfig | FolderConfig, Field(discriminator="kind")]
+SingleCorpusConfig = Annotated[PromptsConfig | FolderConfig, Field(discriminator="kind")]
+
+
+class MixtureConfig(_Subsets):
+    """Labelled speech of one corpus, and the train audio of several as unlabelled speech.
+
+    A corpus with hours h is drawn with probability proportional to h ** sampling_exponent: 1 as they are, 0 alike
+    (XLSR-53 and XLS-R, arXiv:2111.09296 section 3: 0.5).
+    """
+
+    kind: Literal["mixture"] = "mixture"
+    labelled: SingleCorpusConfig
+    unlabelled: tuple[SingleCorpusConfig, ...] = Field(min_length=1)
+    sampling_exponent: float = Field(0.5, ge=0, le=1)
+
+    @property
+    def language(self) -> str | None:
+        return self.labelled.language
+
+    def found(self) -> MixtureConfig:
+        """With absolute roots."""
+        return self.with_(labelled=located(self.labelled), unlabelled=tuple(map(located, self.unlabelled)))
+
+
+CorpusConfig = Annotated[PromptsConfig | FolderConfig | MixtureConfig, Field(discriminator="kind")]
+
+
+def located(config: CorpusConfig) -> CorpusConfig:
+    """The settings with absolute paths. Raises RuntimeError for `~` of an unknown user."""
+    return config if isinstance(config, PromptsConfig) else config.found()
+
+
+class CropConfig(Config):
+    """Batches without padding: each utterance is cropped to the shortest of its batch, at a random place (fairseq)."""
+
+    max_seconds: float = Field(15.625, gt=0, description="No crop is longer.")
+    min_seconds: float = Field(2.0, ge=0, description="Shorter utterances are left out.")

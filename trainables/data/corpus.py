@@ -10,20 +10,26 @@ import csv
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from trainables.data.config import CorpusConfig, FolderConfig, PromptsConfig
+from trainables.data.config import CorpusConfig, FolderConfig, MixtureConfig, PromptsConfig
+from trainables.data.seeds import fold
 from trainables.data.text import normalise
 
-Split = Literal["train", "dev", "test"]
+Split = Literal["train", "dev", "test", "unlabelled"]
+LABELLED: tuple[Split, ...] = ("train", "dev", "test")
 PROMPTS = Path(__file__).parent / "prompts"
 
 
 class CorpusError(ValueError):
     """A manifest or an audio file that cannot be used; the message names the file, the line and the rule."""
+
+
+class AbsentCorpusError(CorpusError):
+    """A corpus that is not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,7 @@ class Utterance:
     size_bytes: int
     text: str | None
     split: Split
+    source: int = 0  # which corpus of a mixture it comes from
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,19 @@ class Corpus:
     dev: tuple[Utterance, ...]
     test: tuple[Utterance, ...]
     unlabelled: tuple[Utterance, ...]
+    sampling_exponent: float = 1.0  # of the sources of the unlabelled speech; 1: each utterance once an epoch
 
     def split_hashes(self) -> dict[str, str]:
-        """sha256 of the list of utterances of each part: which recordings, how long, and their text."""
-        return {
-            "train": hash_utterances(self.train),
-            "dev": hash_utterances(self.dev),
-            "test": hash_utterances(self.test),
-            "unlabelled": hash_utterances(self.unlabelled),
-        }
+        """sha256 of the list of utterances of each part: which recordings, how long, and their text.
+
+        That of the unlabelled speech also holds how its sources are sampled.
+        """
+        hashes: dict[str, str] = {name: hash_utterances(getattr(self, name)) for name in (*LABELLED, "unlabelled")}
+        if self.sampling_exponent != 1.0:
+            sources = sorted((u.id, u.source) for u in self.unlabelled)
+            sampled = json.dumps([hashes["unlabelled"], self.sampling_exponent, sources])
+            hashes["unlabelled"] = hashlib.sha256(sampled.encode()).hexdigest()
+        return hashes
 
 
 def hash_utterances(utterances: Iterable[Utterance]) -> str:
@@ -76,11 +87,11 @@ def read_manifest(root: Path, *, prefix: str = "") -> list[Utterance]:
     """Read `root/manifest.tsv`. Rows marked `has_digits` are left out: their text was guessed from figures.
 
     Raises CorpusError with file and line for a missing column, file or text, a duplicate id, a bad duration,
-    an unknown split, or a path that leaves the folder.
+    an unknown split, or a path that leaves the folder. Rows of the split `unlabelled` need no text.
     """
     manifest = root / "manifest.tsv"
     if not manifest.is_file():
-        raise CorpusError(f"{manifest}: no such file; a corpus folder needs a manifest.tsv")
+        raise AbsentCorpusError(f"{manifest}: no such file; a corpus folder needs a manifest.tsv")
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as stream:
             utterances = _read_rows(stream, root, manifest, prefix)
@@ -108,11 +119,12 @@ def _read_rows(stream: Iterable[str], root: Path, manifest: Path, prefix: str) -
 
 
 def _utterance(row: dict[str, str], root: Path, where: str) -> Utterance:
-    for column in ("id", "path", "duration_seconds", "text"):
+    unlabelled = row.get("split") == "unlabelled"
+    text = None if unlabelled else normalise(row["text"] or "")
+    for column in ("id", "path", "duration_seconds"):
         if not row[column]:
             raise CorpusError(f"{where}: utterance {row['id']!r} has no {column}")
-    text = normalise(row["text"])
-    if not text:
+    if text == "":
         raise CorpusError(f"{where}: utterance {row['id']!r} has no text")
     path = root / row["path"]
     if not path.resolve().is_relative_to(root.resolve()):
@@ -125,9 +137,9 @@ def _utterance(row: dict[str, str], root: Path, where: str) -> Utterance:
         duration_seconds = math.nan
     if not 0 < duration_seconds < math.inf:
         raise CorpusError(f"{where}: duration_seconds must be a positive number, got {row['duration_seconds']!r}")
-    split = row.get("split") or split_of(text)
+    split = row.get("split") or split_of(text or "")
     if split not in get_args(Split):
-        raise CorpusError(f"{where}: split must be one of train, dev, test, got {split!r}")
+        raise CorpusError(f"{where}: split must be one of {', '.join(get_args(Split))}, got {split!r}")
     return Utterance(row["id"], path, duration_seconds, path.stat().st_size, text, split)  # type: ignore[arg-type]
 
 
@@ -135,33 +147,78 @@ def _without_text(utterances: Iterable[Utterance]) -> tuple[Utterance, ...]:
     return tuple(replace(u, text=None) for u in utterances)
 
 
-def _corpus(utterances: list[Utterance], more_unlabelled: list[Utterance], where: str) -> Corpus:
-    parts = {split: tuple(u for u in utterances if u.split == split) for split in get_args(Split)}
+def _corpus(utterances: list[Utterance], where: str) -> Corpus:
+    """The train audio is also unlabelled speech."""
+    parts = {split: tuple(u for u in utterances if u.split == split) for split in LABELLED}
     for split, part in parts.items():
         if not part:
             raise CorpusError(f"{where}: the {split} split has no utterance; training needs train, dev and test")
-    unlabelled = [*parts["train"], *(u for u in more_unlabelled if u.split == "train")]
-    return Corpus(**parts, unlabelled=_without_text(sorted(unlabelled, key=lambda u: u.id)))
+    unlabelled = (u for u in utterances if u.split in ("train", "unlabelled"))
+    return Corpus(parts["train"], parts["dev"], parts["test"], _without_text(unlabelled))
 
 
 def read_prompts(config: PromptsConfig) -> Corpus:
-    languages = set(config.more_unlabelled) - {config.language}
-    more = [u for language in languages for u in read_manifest(PROMPTS / language, prefix=f"{language}/")]
-    labelled = read_manifest(PROMPTS / config.language, prefix=f"{config.language}/")
-    return _corpus(labelled, more, str(PROMPTS / config.language))
+    folder = PROMPTS / config.language
+    return _corpus(read_manifest(folder, prefix=f"{config.language}/"), str(folder))
 
 
 def read_folder(config: FolderConfig) -> Corpus:
     try:
-        root = config.root.expanduser().absolute()
+        root = config.found().root
     except RuntimeError as error:
         raise CorpusError(f"{config.root}: {error}") from error
-    return _corpus(read_manifest(root), [], str(root))
+    return _corpus(read_manifest(root), str(root))
 
 
-READERS: dict[type, Callable[..., Corpus]] = {PromptsConfig: read_prompts, FolderConfig: read_folder}
+def read_mixture(config: MixtureConfig) -> Corpus:
+    labelled = read_corpus(config.labelled)
+    sources = [read_corpus(source).unlabelled for source in config.unlabelled]
+    unlabelled = [replace(u, source=index) for index, source in enumerate(sources) for u in source]
+    found: set[str] = set()
+    for utterance in unlabelled:
+        if utterance.id in found:
+            raise CorpusError(f"id {utterance.id!r} occurs twice in a mixture's unlabelled corpora; ids must be unique")
+        found.add(utterance.id)
+    held_out = {u.id for u in (*labelled.dev, *labelled.test)}
+    if leaked := sorted(held_out & found):
+        raise CorpusError(f"utterance {leaked[0]!r} of dev or test is among the mixture's unlabelled speech")
+    ordered = tuple(sorted(unlabelled, key=lambda u: u.id))
+    return replace(labelled, unlabelled=ordered, sampling_exponent=config.sampling_exponent)
+
+
+READERS: dict[type, Callable[..., Corpus]] = {
+    PromptsConfig: read_prompts,
+    FolderConfig: read_folder,
+    MixtureConfig: read_mixture,
+}
 
 
 def read_corpus(config: CorpusConfig) -> Corpus:
-    """The corpus that the settings name. Raises CorpusError when it cannot be used."""
-    return READERS[type(config)](config)
+    """The corpus that the settings name, or the subset of it. Raises CorpusError when it cannot be used."""
+    corpus = READERS[type(config)](config)
+    budget = config.labelled_minutes
+    train = corpus.train if budget is None else subset(corpus.train, budget * 60, config.subset_seed)
+    hours = total_seconds(corpus.unlabelled) * config.unlabelled_fraction / 3600
+    hours = min(hours, config.unlabelled_hours or hours)
+    whole = config.unlabelled_fraction == 1 and config.unlabelled_hours is None
+    unlabelled = corpus.unlabelled if whole else subset(corpus.unlabelled, hours * 3600, config.subset_seed)
+    return replace(corpus, train=train, unlabelled=unlabelled)
+
+
+def subset(utterances: Sequence[Utterance], seconds: float, seed: int) -> tuple[Utterance, ...]:
+    """Utterances of that duration in total, or a little less; at least one, all when there are not enough.
+
+    They are taken in an order that depends on the seed and their ids alone, so that smaller subsets lie in larger ones.
+    """
+    chosen: list[Utterance] = []
+    total = 0.0
+    for utterance in sorted(utterances, key=lambda u: (fold(seed, "subset", u.id), u.id)):
+        total += utterance.duration_seconds
+        if chosen and total > seconds + 1e-6:
+            break
+        chosen.append(utterance)
+    return tuple(sorted(chosen, key=lambda u: u.id))
+
+
+def total_seconds(utterances: Iterable[Utterance]) -> float:
+    return math.fsum(u.duration_seconds for u in utterances)

@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trainables.data.text import Characters
+from trainables.data.symbols import Symbols
 
 
-def greedy_decode(log_probabilities_BTV: Tensor, num_frames_B: Tensor, characters: Characters) -> list[str]:
-    """The likeliest symbol of each valid frame, repeats merged, then blanks dropped."""
+def best_path(log_probabilities_BTV: Tensor, num_frames_B: Tensor) -> list[list[int]]:
+    """The likeliest symbol of each valid frame, repeats merged; blanks are still there."""
     best_BT = log_probabilities_BTV.argmax(2).cpu()
     return [
-        characters.decode(torch.unique_consecutive(best_T[:num_frames]).tolist()).strip()
+        torch.unique_consecutive(best_T[:num_frames]).tolist()
         for best_T, num_frames in zip(best_BT, num_frames_B.tolist(), strict=True)
     ]
+
+
+def greedy_decode(log_probabilities_BTV: Tensor, num_frames_B: Tensor, symbols: Symbols) -> list[str]:
+    """The text of the best path: repeats merged, then blanks dropped."""
+    return [symbols.decode(path).strip() for path in best_path(log_probabilities_BTV, num_frames_B)]

@@ -6,22 +6,37 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
+from trainables.config import Progress
 from trainables.data.batches import Batch
-from trainables.losses.bilevel import bilevel_terms
-from trainables.losses.config import BilevelConfig, ContrastiveConfig, CtcConfig, LossConfig, Stream
-from trainables.losses.contrastive import contrastive_terms
+from trainables.losses.bilevel import bilevel_terms, self_supervised_terms
+from trainables.losses.config import (
+    BilevelConfig,
+    ContrastiveConfig,
+    CpcConfig,
+    CtcConfig,
+    LossConfig,
+    PseudoLabelConfig,
+    Stream,
+)
 from trainables.losses.ctc import ctc_terms
+from trainables.losses.pseudo_label import Teacher, pseudo_label_terms
 from trainables.losses.terms import Terms, total
 from trainables.models.acoustic import AcousticModel
 
 Batches = Mapping[Stream, Batch]
 
+
+def _self_supervised(model: AcousticModel, batches: Batches, config: LossConfig, progress: Progress) -> Terms:
+    assert isinstance(config, ContrastiveConfig | CpcConfig)
+    return self_supervised_terms(model, batches["unlabelled"], config, progress)
+
+
 LOSSES: dict[type, Callable[..., Terms]] = {
     CtcConfig: lambda model, batches, config, _: ctc_terms(model, batches["labelled"], config),
-    ContrastiveConfig: lambda model, batches, config, progress: contrastive_terms(
-        model, batches["unlabelled"], config, progress
-    ),
+    ContrastiveConfig: _self_supervised,
+    CpcConfig: _self_supervised,
     BilevelConfig: bilevel_terms,
+    PseudoLabelConfig: pseudo_label_terms,
 }
 
 
@@ -32,9 +47,16 @@ class TrainingLoss(nn.Module):
         super().__init__()
         self.config = config
         self.parts = nn.ModuleDict({name: model.get_submodule(name) for name in config.parts})
+        self.teacher = Teacher(model, config.teacher_decay) if isinstance(config, PseudoLabelConfig) else None
         self._model = [model]  # in a list: not a submodule, for the parts are registered above
 
-    def forward(self, batches: Batches, progress: float) -> tuple[Tensor, Terms]:
-        """The scalar to minimise, and its terms. `progress` in [0, 1] is the share of the stage that is done."""
-        terms = LOSSES[type(self.config)](self._model[0], batches, self.config, progress)
+    def forward(self, batches: Batches, progress: Progress) -> tuple[Tensor, Terms]:
+        """The scalar to minimise, and its terms."""
+        extra = [self.teacher] if self.teacher is not None else []
+        terms = LOSSES[type(self.config)](self._model[0], batches, self.config, progress, *extra)
         return total(terms), terms
+
+    def after_update(self) -> None:
+        """To be called when the model's weights have changed."""
+        if self.teacher is not None:
+            self.teacher.update(self._model[0])

@@ -1,7 +1,5 @@
 """The masked contrastive loss of wav2vec 2.0 (arXiv:2006.11477, section 3.2).
 
-As in fairseq, but for the number of masked frames, which it makes equal over a batch and this does not.
-
 Legend: B utterances, T frames, D feature width, N masked frames of this worker's share, K negatives, G codebooks,
 V entries, P compared width, M most masked frames of an utterance.
 """
@@ -10,25 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainables.config import Progress
 from trainables.data.batches import Batch
 from trainables.data.seeds import numpy_generator
 from trainables.distributed import sum_over_workers
 from trainables.losses.config import ContrastiveConfig
-from trainables.losses.masks import time_masks
+from trainables.losses.features import local_features, scale_gradient
+from trainables.losses.masks import equalise, time_masks
 from trainables.losses.terms import Term, Terms
 from trainables.models.acoustic import AcousticModel
 from trainables.models.frames import frame_mask, full_precision
-
-
-def scale_gradient(x: Tensor, scale: float) -> Tensor:
-    """`x`, whose gradient is multiplied by `scale` on the way back."""
-    return x if scale == 1.0 else x * scale + x.detach() * (1.0 - scale)
+from trainables.models.self_supervised import SelfSupervisedHead
 
 
 @dataclass(frozen=True)
@@ -101,36 +98,61 @@ def contrastive_logits(
     return torch.cat([positive_N1, negative_NK], dim=1) / temperature
 
 
-def diversity(probability_sum_GV: Tensor, count: Tensor) -> Tensor:
-    """(GV - sum over codebooks of the perplexity of mean usage) / GV: 0 when all entries are used alike, < 1 always."""
-    mean_GV = probability_sum_GV / count.clamp(min=1)
-    perplexity_G = (-(mean_GV * (mean_GV + 1e-7).log()).sum(1)).exp()
-    return 1.0 - perplexity_G.sum() / mean_GV.numel()
+def diversity(probability_sum_GV: Tensor, count: Tensor, form: Literal["perplexity", "entropy"]) -> Tensor:
+    """How unevenly the entries of the codebooks are used, from the sum over `count` frames of their probabilities.
 
+    perplexity: (GV - sum_g exp H_g) / GV, in [0, 1), 0 when all entries are used alike. What fairseq runs.
+    entropy: -(sum_g H_g) / GV, in [-(ln V) / V, 0]. What wav2vec 2.0 and P-BLJ (equation 5) print. Near uniform usage
+    its gradient is V times smaller, so that it needs a larger weight.
 
-def contrastive_terms(
-    model: AcousticModel, batch: Batch, config: ContrastiveConfig, progress: float, backbone_gradient: float = 1.0
-) -> Terms:
-    """Contrastive + diversity + feature penalty, each per masked (or per valid) frame.
-
-    `progress` in [0, 1] of the stage sets the Gumbel temperature. `backbone_gradient` scales the gradient that reaches
-    the backbone, and not that of the self-supervised head (BL-JUST's gamma).
+    H_g is the entropy of the usage of codebook g, averaged over the frames first.
     """
-    backbone, head = model.backbone, model.self_supervised_head
-    raw_BTD, num_frames_B = backbone.features(batch.waveform_BS, batch.num_samples_B)
-    features_BTD = backbone.feature_norm(raw_BTD)
+    mean_GV = probability_sum_GV / count.clamp(min=1)
+    entropy_G = -(mean_GV * (mean_GV + 1e-7).log()).sum(1)
+    if form == "entropy":
+        return -entropy_G.sum() / mean_GV.numel()
+    return 1.0 - entropy_G.exp().sum() / mean_GV.numel()
+
+
+def gumbel_temperature(config: ContrastiveConfig, progress: Progress) -> float:
+    """Falling geometrically from gumbel_start to gumbel_end, by a factor an update or over the whole stage."""
+    if config.gumbel_decay is None:
+        return float(config.gumbel_start * (config.gumbel_end / config.gumbel_start) ** progress.share)
+    return max(config.gumbel_start * config.gumbel_decay**progress.step, config.gumbel_end)
+
+
+def contrastive_masks(config: ContrastiveConfig, batch: Batch, num_frames_B: Tensor, max_frames: int) -> Tensor:
+    """(B, T) masked frames, on the CPU. An utterance with a single one has no distractor: it is not masked at all."""
     mask_BT = time_masks(
         num_frames_B,
-        raw_BTD.shape[1],
+        max_frames,
         batch.seeds,
         purpose="contrastive",
         probability=config.mask_probability,
         length=config.mask_length,
         min_spans=2,
     )
-    mask_BT[mask_BT.sum(1) < 2] = False  # one masked frame has no distractor
+    if config.equal_masks:
+        mask_BT = equalise(mask_BT, batch.seeds, batch.counted, batch.waveform_BS.device)
+    mask_BT[mask_BT.sum(1) < 2] = False
     if not batch.counted:
         mask_BT[:] = False
+    return mask_BT
+
+
+def contrastive_terms(
+    model: AcousticModel, batch: Batch, config: ContrastiveConfig, progress: Progress, backbone_gradient: float = 1.0
+) -> Terms:
+    """Contrastive + diversity + feature penalty, each per masked (or per valid) frame.
+
+    `progress` of the stage sets the Gumbel temperature. `backbone_gradient` scales the gradient that reaches the
+    backbone, and not that of the self-supervised head (BL-JUST's gamma).
+    """
+    backbone, head = model.backbone, model.self_supervised_head
+    assert isinstance(head, SelfSupervisedHead)
+    raw_BTD, num_frames_B = local_features(backbone, batch, config.extractor_gradient)
+    features_BTD = backbone.feature_norm(raw_BTD)
+    mask_BT = contrastive_masks(config, batch, num_frames_B, raw_BTD.shape[1])
     frames = MaskedFrames.of(mask_BT)
     device = raw_BTD.device
 
@@ -138,7 +160,7 @@ def contrastive_terms(
     context_NC = scale_gradient(frames.take(context_BTC), backbone_gradient)
     features_ND = head.feature_dropout(scale_gradient(frames.take(features_BTD), backbone_gradient))
 
-    temperature = config.gumbel_start * (config.gumbel_end / config.gumbel_start) ** progress
+    temperature = gumbel_temperature(config, progress)
     noise_NGV = _gumbel_noise(frames.counts, head.quantiser.codewords_GVd, batch.seeds) if model.training else None
     quantised = head.quantiser(features_ND, temperature, noise_NGV)
     logits_NK1 = contrastive_logits(
@@ -156,14 +178,12 @@ def contrastive_terms(
     valid_BT1 = frame_mask(num_frames_B, raw_BTD.shape[1], device)[..., None]
     num_valid = valid_BT1.sum() * float(batch.counted)
     penalty = (raw_BTD.float().square() * valid_BT1).mean(2).sum() * float(batch.counted)
+    usage = diversity(sum_over_workers(usage_GV), sum_over_workers(count.clone()), config.diversity)
+    penalty_weight = config.feature_penalty_weight * backbone_gradient
     return {
-        "contrastive": Term(nll_N.sum(), count),
-        "diversity": Term(
-            diversity(sum_over_workers(usage_GV), sum_over_workers(count.clone())),
-            torch.ones_like(count),
-            config.diversity_weight,
-        ),
-        "feature_penalty": Term(penalty, num_valid, config.feature_penalty_weight * backbone_gradient),
+        "contrastive": Term(nll_N.sum(), count, batch.share),
+        "diversity": Term(usage, torch.ones_like(count), config.diversity_weight * batch.share),
+        "feature_penalty": Term(penalty, num_valid, penalty_weight * batch.share),
         "contrastive_accuracy": Term((logits_NK1.argmax(1) == 0).float().sum().detach(), count, weight=0.0),
     }
 

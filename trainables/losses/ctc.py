@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.data.batches import Batch
 from trainables.data.text import BLANK
 from trainables.losses.config import CtcConfig, MaskConfig
-from trainables.losses.masks import channel_masks, time_masks
+from trainables.losses.features import local_features
+from trainables.losses.masks import channel_masks, equalise, time_masks
 from trainables.losses.terms import Term, Terms
-from trainables.models.acoustic import AcousticModel
+from trainables.models.acoustic import AcousticModel, Backbone
 
 
-def ctc_log_probabilities(model: AcousticModel, batch: Batch, mask: MaskConfig | None = None) -> tuple[Tensor, Tensor]:
+class CtcModel(Protocol):
+    """An acoustic model, or as much of one as CTC needs."""
+
+    backbone: Backbone
+    ctc_head: nn.Module
+
+
+def ctc_log_probabilities(
+    model: CtcModel, batch: Batch, mask: MaskConfig | None = None, extractor_gradient: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """(B, T, V) log-probabilities and the (B,) valid frames; `mask` augments the features in training."""
     backbone = model.backbone
-    features_BTD, num_frames_B = backbone.features(batch.waveform_BS, batch.num_samples_B)
+    features_BTD, num_frames_B = local_features(backbone, batch, extractor_gradient)
     mask_BT = channel_mask_BC = None
     if mask is not None:
         device = features_BTD.device
@@ -27,7 +39,10 @@ def ctc_log_probabilities(model: AcousticModel, batch: Batch, mask: MaskConfig |
             purpose="augment",
             probability=mask.time_probability,
             length=mask.time_length,
-        ).to(device, non_blocking=True)
+        )
+        if mask.equal:
+            mask_BT = equalise(mask_BT, batch.seeds, batch.counted, device)
+        mask_BT = mask_BT.to(device, non_blocking=True)
         channel_mask_BC = channel_masks(
             backbone.mask_width, batch.seeds, probability=mask.channel_probability, length=mask.channel_length
         ).to(device, non_blocking=True)
@@ -38,9 +53,16 @@ def ctc_log_probabilities(model: AcousticModel, batch: Batch, mask: MaskConfig |
 
 
 def ctc_terms(model: AcousticModel, batch: Batch, config: CtcConfig) -> Terms:
-    log_probabilities_BTV, num_frames_B = ctc_log_probabilities(model, batch, config.mask)
+    nll_B = ctc_losses(model, batch, config)
+    counted = float(batch.counted)
+    return {"ctc": Term(nll_B.sum() * counted, nll_B.new_full((), len(nll_B) * counted), batch.share)}
+
+
+def ctc_losses(model: CtcModel, batch: Batch, config: CtcConfig) -> Tensor:
+    """(B,) negative log-likelihoods of the tokens of the batch."""
+    log_probabilities_BTV, num_frames_B = ctc_log_probabilities(model, batch, config.mask, config.extractor_gradient)
     # An utterance with fewer frames than its text needs has no alignment: it counts zero, not infinity.
-    nll_B = F.ctc_loss(
+    return F.ctc_loss(
         log_probabilities_BTV.transpose(0, 1),
         batch.tokens_BU,
         num_frames_B,
@@ -49,5 +71,3 @@ def ctc_terms(model: AcousticModel, batch: Batch, config: CtcConfig) -> Terms:
         reduction="none",
         zero_infinity=True,
     )
-    counted = float(batch.counted)
-    return {"ctc": Term(nll_B.sum() * counted, nll_B.new_full((), len(nll_B) * counted))}

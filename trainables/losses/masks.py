@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trainables.data.seeds import numpy_generator
+from trainables.distributed import min_over_workers
 
 
 def span_mask(size: int, probability: float, length: int, min_spans: int, random: np.random.Generator) -> np.ndarray:
@@ -43,6 +44,20 @@ def time_masks(
     for row, num_frames, seed in zip(mask_BT, num_frames_B.tolist(), seeds, strict=True):
         row[:num_frames] = span_mask(num_frames, probability, length, min_spans, numpy_generator(seed, purpose))
     return torch.from_numpy(mask_BT)
+
+
+def equalise(mask_BT: Tensor, seeds: Sequence[int], counted: bool, device: torch.device) -> Tensor:
+    """The masks with as many frames each as the one with the fewest in the batch, over all workers.
+
+    The frames that stay are drawn from each utterance's seed (fairseq's `require_same_masks`).
+    """
+    fewest = int(mask_BT.sum(1).min()) if counted else mask_BT.shape[1]
+    fewest = min_over_workers(fewest, device)
+    equal_BT = torch.zeros_like(mask_BT)
+    for row, mask, seed in zip(equal_BT, mask_BT, seeds, strict=True):
+        frames = mask.nonzero()[:, 0].numpy()
+        row[torch.from_numpy(numpy_generator(seed, "equal").permutation(frames)[:fewest])] = True
+    return equal_BT
 
 
 def channel_masks(width: int, seeds: Sequence[int], *, probability: float, length: int) -> Tensor:

@@ -32,5 +32,6 @@ Terms = dict[str, Term]
 
 def total(terms: Terms) -> Tensor:
     """The scalar to minimise."""
-    weighted = [term.weight * term.mean() for term in terms.values() if term.weight]
+    learnt = [term for term in terms.values() if term.weight or term.sum.requires_grad]  # others are metrics
+    weighted = [term.weight * term.mean() for term in learnt]
     return sum(weighted[1:], start=weighted[0])

@@ -14,7 +14,7 @@ from trainables.models.compact_cnn_gru import CompactCnnGru
 from trainables.models.config import CnnGruConfig, CompactCnnGruConfig, TransformerConfig
 from trainables.models.linear import Linear
 from trainables.models.presets import ModelConfig
-from trainables.models.self_supervised import SelfSupervisedHead
+from trainables.models.self_supervised import CpcHead, SelfSupervisedHead
 from trainables.models.transformer import Transformer
 
 M = TypeVar("M", bound=nn.Module)
@@ -33,21 +33,26 @@ class AcousticModel(nn.Module):
     Each part is drawn from a seed of its own, so that its initial weights do not depend on the size of the others.
     """
 
-    def __init__(self, config: ModelConfig, num_symbols: int, seed: int) -> None:
+    def __init__(self, config: ModelConfig, num_symbols: int, seed: int, self_supervision: str = "contrastive") -> None:
         super().__init__()
         self.config = config
         self.backbone = _seeded(fold(seed, "backbone"), lambda: BACKBONES[type(config)](config))
         self.ctc_head = _seeded(fold(seed, "ctc_head"), lambda: _ctc_head(config, self.backbone, num_symbols))
-        self.self_supervised_head = _seeded(
-            fold(seed, "self_supervised_head"),
-            lambda: SelfSupervisedHead(
-                config.quantiser,
-                config.projection,
-                self.backbone.feature_width,
-                self.backbone.context_width,
-                config.dropout.features if isinstance(config, TransformerConfig) else 0.0,
-            ),
+        heads = {"contrastive": _contrastive_head, "cpc": _cpc_head}
+        self.self_supervised_head: nn.Module = _seeded(
+            fold(seed, "self_supervised_head"), lambda: heads[self_supervision](config, self.backbone)
         )
+
+
+def _contrastive_head(config: ModelConfig, backbone: Backbone) -> nn.Module:
+    feature_dropout = config.dropout.features if isinstance(config, TransformerConfig) else 0.0
+    return SelfSupervisedHead(
+        config.quantiser, config.projection, backbone.feature_width, backbone.context_width, feature_dropout
+    )
+
+
+def _cpc_head(config: ModelConfig, backbone: Backbone) -> nn.Module:
+    return CpcHead(backbone.feature_width, backbone.context_width, config.quantiser.dim)
 
 
 def _ctc_head(config: ModelConfig, backbone: Backbone, num_symbols: int) -> nn.Module:

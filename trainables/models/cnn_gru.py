@@ -118,6 +118,11 @@ class CnnGru(nn.Module):
         x_BCMT = self.stem(mel_BMT[:, None])
         return x_BCMT.permute(0, 3, 2, 1).flatten(2), (num_frames_B - 1) // 2 + 1
 
+    @property
+    def extractor_modules(self) -> list[nn.Module]:
+        """What `features` is made by: frozen when the extractor is."""
+        return [self.stem]
+
     def compile_layers(self) -> None:
         """Compile what is repeated, for utterances of any length."""
         for layer in self.cnn:

@@ -65,6 +65,11 @@ class CompactCnnGru(nn.Module):
             x_BDT = x_BDT + y_BDT
         return x_BDT.transpose(1, 2), num_frames_B
 
+    @property
+    def extractor_modules(self) -> list[nn.Module]:
+        """What `features` is made by: frozen when the extractor is."""
+        return [self.subsample, self.residual]
+
     def compile_layers(self) -> None:
         """Compile what is repeated, for utterances of any length."""
         for layer in self.residual:

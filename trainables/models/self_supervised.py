@@ -104,3 +104,14 @@ class SelfSupervisedHead(nn.Module):
         self.quantiser = Quantiser(quantiser, feature_width)
         self.project_context = make_projection(projection, context_width, quantiser.dim)
         self.project_target = make_projection(projection, quantiser.dim, quantiser.dim)
+
+
+class CpcHead(nn.Module):
+    """Contrastive predictive coding: from a context to the frame after it, from that to the next one, and so on."""
+
+    def __init__(self, feature_width: int, context_width: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        self.project_context = Linear(context_width, width)
+        self.predict = Linear(width, width)
+        self.project_target = Linear(feature_width, width)

@@ -191,6 +191,11 @@ class Transformer(nn.Module):
         left_over_BT = padding_mask(num_frames_B // self.config.squeeze * self.config.squeeze, max_frames, y_BTE.device)
         return y_BTE if left_over_BT is None else y_BTE.masked_fill(left_over_BT[..., None], 0.0)
 
+    @property
+    def extractor_modules(self) -> list[nn.Module]:
+        """What `features` is made by: frozen when the extractor is."""
+        return [self.extractor]
+
     def compile_layers(self) -> None:
         """Compile what is repeated, for utterances of any length."""
         for layer in self.layers:

@@ -6,34 +6,48 @@ Adding a regime: a settings class and its line in the union of `config.py`, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from trainables.config import Config
 from trainables.data.config import CorpusConfig
-from trainables.losses.config import LossConfig
+from trainables.losses.config import BilevelConfig, CtcConfig, LossConfig, Part, PseudoLabelConfig, Stream
+from trainables.models.config import TransformerConfig
 from trainables.models.presets import ModelConfig
 from trainables.regimes.config import (
     BlJustRegime,
+    EvaluatedSettings,
+    JointRegime,
     PretrainFinetuneRegime,
+    PretrainSettings,
     RegimeConfig,
+    SemiSupervisedSettings,
     StageSettings,
     SupervisedRegime,
+    SupervisedSettings,
+    Wav2vecSRegime,
 )
 from trainables.stage import InitialWeights, Phase, Stage, StageKind, TrainedWeights
 
 
-class Setting(Config):
-    """What the stages of a trial have in common. `fingerprints` are those of the labelled and the unlabelled data.
-
-    The first stage takes over the weights of `start`.
-    """
+@dataclass(frozen=True)
+class StageData:
+    """What a stage needs to know of a corpus: where it is, its content, and how much there is (None: not known)."""
 
     corpus: CorpusConfig
-    fingerprints: dict[str, str]
+    fingerprints: Mapping[Stream, str]
+    seconds: Mapping[Stream, float | None]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the stages of a trial have in common. The first stage takes over the weights of `start`."""
+
+    corpus: CorpusConfig
+    read: Callable[[CorpusConfig], StageData]
     model: ModelConfig
-    start: TrainedWeights | None = None
     seed: int
+    start: TrainedWeights | None = None
 
 
 def _stage(
@@ -44,21 +58,33 @@ def _stage(
     *,
     last: bool = False,
     initial: InitialWeights | None = None,
+    corpus: CorpusConfig | None = None,
+    phones: str | None = None,
 ) -> Stage:
+    data = setting.read(corpus or settings.corpus or setting.corpus)
     reads = {stream for phase in phases for stream in phase.loss.streams}
+    model = setting.model
+    if settings.dropout and isinstance(model, TransformerConfig):
+        model = model.with_(dropout=settings.dropout)
+    evaluated = settings if isinstance(settings, EvaluatedSettings) else None
     return Stage(
         kind=kind,
-        corpus=setting.corpus,
-        data_fingerprint="-".join(setting.fingerprints[stream] for stream in sorted(reads)),
-        model=setting.model,
+        corpus=data.corpus,
+        data_fingerprint="-".join(data.fingerprints[stream] for stream in sorted(reads)),
+        model=model,
         phases=phases,
-        steps=settings.steps,
+        steps=_steps(settings, data, "labelled" if "labelled" in reads else "unlabelled"),
         batch_seconds=settings.batch_seconds,
+        accumulation=settings.accumulation,
         augment_speed=settings.augment_speed,
+        crop=settings.crop,
+        phones=phones,
         schedule=settings.schedule,
         report_every=settings.report_every,
-        evaluate_every=getattr(settings, "evaluate_every", None),
+        evaluate_every=evaluated.evaluate_every if evaluated else None,
+        dev_name="source_dev" if kind == "semi_supervised" else "dev",
         evaluate_test=last,
+        keep=evaluated.keep if evaluated and last else "last",
         seed=setting.seed if settings.seed is None else settings.seed,
         initial=initial,
         start=setting.start if initial is None else None,
@@ -68,42 +94,127 @@ def _stage(
     )
 
 
-def _phase(loss: LossConfig, settings: StageSettings, steps: int = 1, **learning_rates: float) -> Phase:
+def _steps(settings: StageSettings, data: StageData, stream: Stream) -> int:
+    """Updates of the stage. Raises ValueError when it is as long as a corpus of which nothing is known."""
+    if settings.steps is not None:
+        return settings.steps
+    assert settings.epochs is not None
+    seconds = data.seconds[stream]
+    if seconds is None:
+        raise ValueError(
+            f"epochs: {settings.epochs:g} of the {stream} speech are not known before the corpus is there; give steps"
+        )
+    return max(1, round(settings.epochs * seconds / settings.batch_seconds))
+
+
+def _phase(
+    loss: LossConfig, settings: StageSettings, *, steps: int = 1, frozen: int = 0, **learning_rates: float
+) -> Phase:
+    """`learning_rates` of the parts, and `default` for those that are not named."""
     rates: Any = {part: learning_rates.get(part, learning_rates["default"]) for part in loss.parts}
-    return Phase(loss=loss, learning_rates=rates, optimiser=settings.optimiser, steps=steps)
+    return Phase(
+        loss=loss, learning_rates=rates, optimiser=settings.optimiser, steps=steps, frozen_backbone_steps=frozen
+    )
+
+
+def _pretraining(setting: Setting, settings: PretrainSettings) -> Stage:
+    return _stage(setting, settings, "pretrain", (_phase(settings.loss, settings, default=settings.learning_rate),))
+
+
+def _pretrained(setting: Setting, settings: PretrainSettings | None, loss: LossConfig) -> InitialWeights | None:
+    """The pre-training that a stage with this loss starts from: its backbone, and its head where the loss goes on."""
+    if settings is None:
+        return None
+    stage = _pretraining(setting, settings)
+    goes_on = isinstance(loss, BilevelConfig) and loss.self_supervised.kind == settings.loss.kind
+    parts: tuple[Part, ...] = ("backbone", "self_supervised_head") if goes_on else ("backbone",)
+    return InitialWeights(stage=stage, parts=parts)
+
+
+def _finetuning(setting: Setting, settings: SupervisedSettings, initial: InitialWeights) -> Stage:
+    phase = _phase(settings.loss, settings, frozen=settings.frozen_backbone_steps, default=settings.learning_rate)
+    return _stage(setting, settings, "finetune", (phase,), initial=initial, last=True)
 
 
 def supervised(regime: SupervisedRegime, setting: Setting) -> Stage:
     train = regime.train
-    return _stage(setting, train, "supervised", (_phase(train.loss, train, default=train.learning_rate),), last=True)
+    phase = _phase(train.loss, train, frozen=train.frozen_backbone_steps, default=train.learning_rate)
+    return _stage(setting, train, "supervised", (phase,), last=True)
 
 
 def pretrain_finetune(regime: PretrainFinetuneRegime, setting: Setting) -> Stage:
-    first, second = regime.pretrain, regime.finetune
-    pretraining = _stage(setting, first, "pretrain", (_phase(first.loss, first, default=first.learning_rate),))
-    initial = InitialWeights(stage=pretraining, parts=("backbone",))
-    phases = (_phase(second.loss, second, default=second.learning_rate),)
-    return _stage(setting, second, "finetune", phases, initial=initial, last=True)
+    initial = InitialWeights(stage=_pretraining(setting, regime.pretrain), parts=("backbone",))
+    return _finetuning(setting, regime.finetune, initial)
 
 
 def bl_just(regime: BlJustRegime, setting: Setting) -> Stage:
     settings, final = regime.joint, regime.finetune
     alpha, beta = settings.lower_learning_rate, settings.upper_learning_rate
-    phases = [_phase(settings.loss, settings, settings.joint_steps, default=beta, self_supervised_head=alpha)]
+    head_rate = settings.head_learning_rate or beta
+    steps = settings.joint_steps
+    phases = [
+        _phase(settings.loss, settings, steps=steps, default=beta, self_supervised_head=alpha, ctc_head=head_rate)
+    ]
     if settings.exploration_steps:
-        phases.insert(0, _phase(settings.loss.contrastive, settings, settings.exploration_steps, default=alpha))
-    joint = _stage(setting, settings, "joint", tuple(phases), last=final is None)
+        exploration = settings.loss.self_supervised
+        phases.insert(0, _phase(exploration, settings, steps=settings.exploration_steps, default=alpha))
+    initial = _pretrained(setting, regime.pretrain, settings.loss)
+    joint = _stage(setting, settings, "joint", tuple(phases), last=final is None, initial=initial)
     if final is None:
         return joint
     initial = InitialWeights(stage=joint, parts=("backbone", "ctc_head"))
     tuning = _phase(final.loss, final, default=beta * final.learning_rate_scale)
-    return _stage(setting, final, "finetune", (tuning,), initial=initial, last=True)
+    return _stage(setting, final, "finetune", (tuning,), initial=initial, last=True, corpus=settings.corpus)
+
+
+def joint(regime: JointRegime, setting: Setting) -> Stage:
+    train, weight = regime.train, regime.train.self_supervised_weight
+    loss = BilevelConfig(gamma_start=weight, gamma_end=weight, ctc=train.ctc, self_supervised=train.self_supervised)
+    initial = _pretrained(setting, regime.pretrain, loss)
+    phases = (_phase(loss, train, default=train.learning_rate),)
+    return _stage(setting, train, "joint", phases, last=True, initial=initial)
+
+
+def wav2vec_s(regime: Wav2vecSRegime, setting: Setting) -> Stage:
+    settings = regime.semi_supervised
+    loss = _semi_supervised_loss(settings)
+    phase = _phase(loss, settings, frozen=settings.frozen_backbone_steps, default=settings.learning_rate)
+    language = (settings.corpus or setting.corpus).language
+    stage = _stage(
+        setting,
+        settings,
+        "semi_supervised",
+        (phase,),
+        initial=_pretrained(setting, regime.pretrain, loss),
+        phones=language if settings.labels == "phones" else None,
+    )
+    return _finetuning(setting, regime.finetune, InitialWeights(stage=stage, parts=("backbone",)))
+
+
+def _semi_supervised_loss(settings: SemiSupervisedSettings) -> CtcConfig | BilevelConfig | PseudoLabelConfig:
+    weight = settings.unlabelled_weight
+    match settings.unlabelled:
+        case "none":
+            return settings.ctc
+        case "contrastive":
+            return BilevelConfig(
+                gamma_start=weight, gamma_end=weight, ctc=settings.ctc, self_supervised=settings.self_supervised
+            )
+        case "pseudo_labels":
+            return PseudoLabelConfig(
+                weight=weight,
+                teacher_decay=settings.teacher_decay,
+                warmup_steps=settings.teacher_warmup_steps,
+                ctc=settings.ctc,
+            )
 
 
 REGIMES: dict[type, Callable[..., Stage]] = {
     SupervisedRegime: supervised,
     PretrainFinetuneRegime: pretrain_finetune,
     BlJustRegime: bl_just,
+    JointRegime: joint,
+    Wav2vecSRegime: wav2vec_s,
 }
 
 

@@ -1,4 +1,4 @@
-"""Reading a sweep file: YAML with the place of every value, and errors that name file, line and column."""
+"""Reading a file of settings: YAML with the place of every value, and errors that name file, line and column."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pydantic import BaseModel, ValidationError
 Location = tuple[str | int, ...]
 
 
-class SweepError(ValueError):
-    """A sweep file that cannot be run; the message has a line for each error."""
+class SettingsError(ValueError):
+    """Settings that cannot be used; the message has a line for each error."""
 
     def __init__(self, errors: Sequence[str]) -> None:
         super().__init__("\n".join(errors))
@@ -55,7 +55,7 @@ _Loader.yaml_constructors = {  # nothing but what JSON has: no dates, sets or bi
     _TAG + "null": lambda _, node: None,
     None: yaml.SafeLoader.construct_undefined,
 }
-_MALFORMED = (yaml.YAMLError, ValueError, KeyError, RecursionError)  # what reading text that is not a sweep can raise
+_MALFORMED = (yaml.YAMLError, ValueError, KeyError, RecursionError)  # what reading text that is no settings can raise
 
 
 def parse_value(
@@ -75,8 +75,8 @@ def parse_value(
 
 
 @dataclass(frozen=True)
-class SweepFile:
-    """The raw content of a sweep file, and where each value stands."""
+class SettingsFile:
+    """The raw content of a file of settings, and where each value stands."""
 
     name: str
     data: Any
@@ -97,29 +97,29 @@ class SweepFile:
         return location in self.places
 
 
-def read_sweep_file(path: Path, overrides: Iterable[str] = ()) -> SweepFile:
-    """Read the file and apply `path=value` overrides. Raises SweepError for a file or an override that is malformed."""
+def read_settings_file(path: Path, overrides: Iterable[str] = ()) -> SettingsFile:
+    """Read the file and apply `path=value` overrides. Raises SettingsError when one of them is malformed."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SweepError([f"{path}: cannot be read: {error}"]) from error
+        raise SettingsError([f"{path}: cannot be read: {error}"]) from error
     places: dict[Location, str] = {}
     errors: list[str] = []
     try:
         data = parse_value(text, str(path), places, errors)
     except _MALFORMED as error:
-        raise SweepError([_yaml_error(str(path), error)]) from error
+        raise SettingsError([_yaml_error(str(path), error)]) from error
     if not isinstance(data, dict):
-        raise SweepError(
-            [*errors, f"{path}:1:1: a sweep file is a mapping with at least `study`, `question` and `arms`"]
+        raise SettingsError(
+            [*errors, f"{path}:1:1: must be a mapping, as in a sweep file of `study`, `question` and `arms`"]
         )
     if errors:
-        raise SweepError(errors)
+        raise SettingsError(errors)
     for override in overrides:
         _apply(override, data, places, errors)
     if errors:
-        raise SweepError(errors)
-    return SweepFile(str(path), data, places)
+        raise SettingsError(errors)
+    return SettingsFile(str(path), data, places)
 
 
 def _construct(

@@ -1,4 +1,4 @@
-"""Reading sweep files: what YAML means here, where every value stands, overrides, and nothing but SweepError."""
+"""Reading sweep files: what YAML means here, where every value stands, overrides, and nothing but SettingsError."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from study.sweep_file import SweepError, SweepFile, did_you_mean, parse_value, read_sweep_file
+from trainables.settings_file import SettingsError, SettingsFile, did_you_mean, parse_value, read_settings_file
 from tests.study.hostile import HOSTILE_TEXTS
 
 Write = Callable[[str], Path]
@@ -28,8 +28,8 @@ def write(tmp_path: Path) -> Write:
 
 
 def errors_of(path: Path, *overrides: str) -> list[str]:
-    with pytest.raises(SweepError) as caught:
-        read_sweep_file(path, overrides)
+    with pytest.raises(SettingsError) as caught:
+        read_settings_file(path, overrides)
     return caught.value.errors
 
 
@@ -68,7 +68,7 @@ class TestScalars:
         ],
     )
     def test_yaml_1_2_scalars(self, write: Write, text: str, value: Any) -> None:
-        for read in (parse_value(text), read_sweep_file(write(f"x: {text}\n")).data["x"]):
+        for read in (parse_value(text), read_settings_file(write(f"x: {text}\n")).data["x"]):
             assert read == value
             assert type(read) is type(value)
 
@@ -81,7 +81,7 @@ class TestScalars:
 class TestPlaces:
     def test_every_key_and_every_item_has_its_line_and_column(self, write: Write) -> None:
         path = write("a: 1\nb:\n  c:   [x, y]\n  d: {e: 1, f: 2}\n")
-        file = read_sweep_file(path)
+        file = read_settings_file(path)
         places = {
             (): "1:1",
             ("a",): "1:1",
@@ -97,7 +97,7 @@ class TestPlaces:
 
     def test_what_is_not_there_stands_at_the_nearest_thing_around_it(self, write: Write) -> None:
         path = write("a: 1\nb:\n  c: 2\n")
-        file = read_sweep_file(path)
+        file = read_settings_file(path)
         assert file.place(("b", "missing", "deeper")) == f"{path}:2:1"
         assert file.place(("missing",)) == f"{path}:1:1"
         assert file.contains(("b", "c"))
@@ -105,7 +105,7 @@ class TestPlaces:
 
     def test_an_error_names_place_and_path(self, write: Write) -> None:
         path = write("b:\n  c: 2\n")
-        assert read_sweep_file(path).error(("b", "c"), "too small") == f"{path}:2:3: b.c: too small"
+        assert read_settings_file(path).error(("b", "c"), "too small") == f"{path}:2:3: b.c: too small"
 
 
 class TestMalformedFiles:
@@ -125,7 +125,7 @@ class TestMalformedFiles:
             ("a: 1\n3: 2\n", "2:1", "a key must be text, got 3"),
             ("a: 1\ntrue: 2\n", "2:1", "a key must be text, got True"),
             ("a: 1\n? [x, y]\n: 2\n", "2:3", "a key must be text, got "),
-            ("", "1:1", "a sweep file is a mapping with at least `study`, `question` and `arms`"),
+            ("", "1:1", "must be a mapping, as in a sweep file of `study`, `question` and `arms`"),
             ("# only a comment\n", "1:1", "a sweep file is a mapping"),
             ("- a\n- b\n", "1:1", "a sweep file is a mapping"),
             ("just text\n", "1:1", "a sweep file is a mapping"),
@@ -182,8 +182,8 @@ arms:
       regime.finetune.rate: {kind: uniform, low: 1, high: 2}
 """
 
-    def read(self, write: Write, *overrides: str) -> SweepFile:
-        return read_sweep_file(write(self.SWEEP), overrides)
+    def read(self, write: Write, *overrides: str) -> SettingsFile:
+        return read_settings_file(write(self.SWEEP), overrides)
 
     def test_a_value_is_replaced_and_typed_as_in_the_file(self, write: Write) -> None:
         assert self.read(write, "search.trials=4").data["search"] == {"trials": 4}
@@ -196,7 +196,7 @@ arms:
 
     def test_the_longest_key_that_is_there_wins(self, write: Write) -> None:
         path = write("s: {a: {b: {c: 1}}, a.b: {c: 2}}\n")
-        assert read_sweep_file(path, ["s.a.b.c=3"]).data == {"s": {"a": {"b": {"c": 1}}, "a.b": {"c": 3}}}
+        assert read_settings_file(path, ["s.a.b.c=3"]).data == {"s": {"a": {"b": {"c": 1}}, "a.b": {"c": 3}}}
 
     def test_missing_sections_are_made(self, write: Write) -> None:
         file = self.read(write, "resources.deep.workers=2")
@@ -222,7 +222,7 @@ arms:
 
     def test_what_was_not_overridden_keeps_its_place(self, write: Write) -> None:
         path = write(self.SWEEP)
-        assert read_sweep_file(path, ["search.trials=4"]).place(("search",)) == f"{path}:1:1"
+        assert read_settings_file(path, ["search.trials=4"]).place(("search",)) == f"{path}:1:1"
 
     @pytest.mark.parametrize("override", ["search.trials", "=4", "", "search trials"])
     def test_one_without_path_or_value_is_refused(self, write: Write, override: str) -> None:
@@ -272,15 +272,15 @@ YAML_PIECES = st.sampled_from(
 
 
 def attempt(path: Path, *overrides: str) -> list[str]:
-    """The errors of a file that may be valid. Any exception but SweepError comes through."""
+    """The errors of a file that may be valid. Any exception but SettingsError comes through."""
     try:
-        read_sweep_file(path, overrides)
-    except SweepError as error:
+        read_settings_file(path, overrides)
+    except SettingsError as error:
         return error.errors or ["no error at all"]
     return []
 
 
-class TestNothingButSweepErrors:
+class TestNothingButSettingsErrors:
     @pytest.fixture(scope="class")
     def path(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return tmp_path_factory.mktemp("fuzz") / "sweep.yaml"
@@ -315,4 +315,4 @@ class TestNothingButSweepErrors:
     @given(data=st.dictionaries(WORDS, JSON, max_size=4))
     def test_json_is_read_as_it_was_written(self, path: Path, data: dict[str, Any]) -> None:
         path.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-        assert read_sweep_file(path).data == data
+        assert read_settings_file(path).data == data
