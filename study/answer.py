@@ -9,13 +9,15 @@ from typing import Any
 from study.convergence import Axis, spent_until
 from study.ledger import Ledger, Trial
 from study.spec import StudySpec
-from study.statistics import Ratio, ratio_of_means
+from study.statistics import Mean, Ratio, mean_of, ratio_of_means
 
 AXES: dict[Axis, str] = {
     "step": "updates",
     "audio_seconds": "audio processed",
     "accelerator_seconds": "accelerator time",
 }
+
+RATES = ("dev_cer", "dev_wer", "test_cer", "test_wer")
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class ArmResult:
     trials: list[Trial]
     fresh_seeds: bool  # replications; otherwise the one best trial of the search, which chance has flattered
     final: list[float]  # of the convergence metric
+    rates: dict[str, Mean]  # of the metrics in RATES, over the trials
     spent: dict[Axis, list[float | None]]
 
     @property
@@ -58,13 +61,19 @@ def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
     trials = replications or searched[:1]
     metric, target = spec.convergence.metric, spec.convergence.target
     curves = [ledger.curve(spec.study, t.trial, metric) for t in trials]
+    finals = [ledger.final(t.study, t.trial) for t in trials]
     return ArmResult(
         arm=arm,
         trials=trials,
         fresh_seeds=bool(replications),
-        final=[ledger.final(t.study, t.trial)[metric] for t in trials],
+        final=[final[metric] for final in finals],
+        rates={name: mean_of([final[name] for final in finals]) for name in RATES if _all_have(finals, name)},
         spent={axis: [spent_until(curve, target, axis) for curve in curves] for axis in AXES},
     )
+
+
+def _all_have(finals: list[dict[str, float]], name: str) -> bool:
+    return bool(finals) and all(name in final for final in finals)
 
 
 def _best_configuration(spec: StudySpec, ledger: Ledger, replications: list[Trial]) -> list[Trial]:
@@ -143,6 +152,7 @@ def answer_as_dict(found: Answer) -> dict[str, Any]:
                 "trials": [t.trial for t in a.trials],
                 "fresh_seeds": a.fresh_seeds,
                 "final": a.final,
+                "rates": {name: asdict(mean) for name, mean in a.rates.items()},
                 "spent": a.spent,
             }
             for a in found.arms
@@ -162,6 +172,15 @@ def metric_name(metric: str) -> str:
     """`dev_cer` as a person reads it."""
     split, _, rate = metric.partition("_")
     return f"{split} {rate.upper()}"
+
+
+def rate_text(mean: Mean | None) -> str:
+    """`31.2% (29.8-32.6)`; without an interval where one trial stands for the arm."""
+    if mean is None:
+        return ""
+    if mean.low is None or mean.high is None:
+        return f"{mean.estimate:.1%}"
+    return f"{mean.estimate:.1%} ({100 * max(0.0, mean.low):.1f}-{100 * mean.high:.1f})"  # no rate is below zero
 
 
 def _percentages(values: list[float]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 
 from study.ledger import Ledger
 from study.spec import StudySpec
+from trainables.data.config import CorpusConfig
 from trainables.settings_file import SettingsError
 from trainables.trial import corpora_of, corpus_of
 
@@ -39,7 +41,20 @@ def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
 def data_hashes(spec: StudySpec) -> dict[str, dict[str, str]]:
     """For each corpus of the study, the hashes of its parts."""
     corpora = dict.fromkeys(corpus for arm in spec.arms for corpus in corpora_of(spec.trial_config(arm)))
-    return {corpus.model_dump_json(): corpus_of(corpus).split_hashes() for corpus in corpora}
+    return {_named(corpus): corpus_of(corpus).split_hashes() for corpus in corpora}
+
+
+def _named(corpus: CorpusConfig) -> str:
+    """The settings as JSON, with the names of folders in the place of their paths, which may change."""
+
+    def without_paths(settings: Any) -> Any:
+        if isinstance(settings, list):
+            return [without_paths(inner) for inner in settings]
+        if not isinstance(settings, dict):
+            return settings
+        return {k: Path(v).name if k == "root" else without_paths(v) for k, v in settings.items() if v is not None}
+
+    return json.dumps(without_paths(corpus.model_dump(mode="json")))
 
 
 def environment(spec: StudySpec) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.answer import AXES, Answer, answer, metric_name
+from study.answer import AXES, RATES, Answer, answer, metric_name, rate_text
 from study.convergence import Axis
 from study.ledger import CurvePoint, Ledger
 from study.spec import StudySpec, without_passwords
@@ -111,6 +111,8 @@ def _page(spec: StudySpec, ledger: Ledger, found: Answer, svg: str) -> str:
         f"<p class=answer>{'<br>'.join(map(_text, found.sentences))}</p>",
         f"<p class=note>Study <b>{_text(spec.study)}</b>, last run {ran_at:%Y-%m-%d %H:%M} UTC.</p>",
         f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_caption(found)}</figcaption></figure>",
+        "<h2>Results of each arm</h2>",
+        _rate_table(found),
         f"<h2>Cost until a {_text(metric_name(spec.convergence.metric))} of {spec.convergence.target:.0%}</h2>",
         _convergence_table(found),
         _comparison_table(found),
@@ -137,6 +139,12 @@ def _caption(found: Answer) -> str:
         f"Thick lines: {which}; bands: lowest to highest seed. Thin lines: the other trials. Dotted: the target. "
         "Updates and time of earlier stages, pre-training included, are counted in."
     )
+
+
+def _rate_table(found: Answer) -> str:
+    rows = [[arm.arm, str(len(arm.trials)), *(rate_text(arm.rates.get(name)) for name in RATES)] for arm in found.arms]
+    head = ["arm", "seeds", *(f"{metric_name(name)}, mean (95 % interval, Student's t)" for name in RATES)]
+    return _table(head, rows)
 
 
 def _convergence_table(found: Answer) -> str:

@@ -158,14 +158,14 @@ def _conclude(console: Console, spec: StudySpec, ledger: Any) -> tuple[Path, str
     """Print ranking, failures and answer, and write the report. Returns the page and the answer's sentences."""
     from study.answer import answer
     from study.report import write_report
-    from study.terminal import answer_lines, failures, ranking
+    from study.terminal import answer_lines, failures, ranking, rate_table
 
     console.print(ranking(spec, ledger))
     failed = failures(ledger.trials(spec.study))
     if failed:
         console.print(failed)
     found = answer(spec, ledger)
-    console.print(answer_lines(spec, found))
+    console.print(rate_table(found), answer_lines(spec, found), sep="\n")
     page = write_report(spec, ledger)
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
     return page, " ".join(found.sentences)
@@ -286,7 +286,9 @@ def _trained_folder(options: argparse.Namespace) -> Path:
 
 def _ledger(storage: Path) -> Any:
     if not (storage / "ledger.db").is_file():
-        raise SettingsError([f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"])
+        raise SettingsError(
+            [f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"]
+        )
     return _open_ledger(storage.absolute())
 
 

@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError
 
 from cluster.ray_job import inside_ray_job
 from search_spaces.space import Point, Space, condition_errors, probe_points
-from trainables.settings_file import Location, SettingsError, SettingsFile, did_you_mean, explain, read_settings_file
 from trainables.config import Config, merge
+from trainables.settings_file import Location, SettingsError, SettingsFile, did_you_mean, explain, read_settings_file
 from trainables.trial import TrialConfig, problems
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]

@@ -24,6 +24,25 @@ class Ratio:
         return not self.low <= 1 <= self.high
 
 
+@dataclass(frozen=True)
+class Mean:
+    """A mean with its confidence interval; low and high are None where one value leaves no way to see the variation."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+
+
+def mean_of(values: Sequence[float], confidence: float = 0.95) -> Mean:
+    """The arithmetic mean of at least one value, with Student's t interval."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return Mean(mean, None, None)
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    margin = float(scipy.stats.t.ppf(0.5 + confidence / 2, len(values) - 1)) * error
+    return Mean(mean, mean - margin, mean + margin)
+
+
 def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> Ratio | None:
     """Geometric mean of `ours` / that of `theirs`, with Welch's t interval on the logarithms.
 

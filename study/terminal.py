@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.answer import Answer, metric_name
+from study.answer import RATES, Answer, metric_name, rate_text
 from study.ledger import Ledger, Trial
 from study.plan import Plan
 from study.spec import StudySpec
@@ -212,6 +212,16 @@ def ranking(spec: StudySpec, ledger: Ledger) -> Table:
         metrics = (percent(final.get(name)) for name in ("dev_cer", "dev_wer", "test_cer", "test_wer"))
         cost = (str(last.step), duration(last.accelerator_seconds))
         table.add_row(trial.trial, *metrics, *cost, point_text(trial.point))
+    return table
+
+
+def rate_table(found: Answer) -> Table:
+    """Each arm's results over its seeds."""
+    table = Table(title="Arms: mean over seeds (95 % interval)", title_justify="left")
+    for heading in ("arm", "seeds", *map(metric_name, RATES)):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "arm" else "right")
+    for arm in found.arms:
+        table.add_row(arm.arm, str(len(arm.trials)), *(rate_text(arm.rates.get(name)) for name in RATES))
     return table
 
 

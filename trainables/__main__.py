@@ -14,6 +14,8 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from trainables.data.corpus import CorpusError
+from trainables.models.checkpoint_files import CheckpointError
 from trainables.settings_file import SettingsError, SettingsFile, explain, read_settings_file
 from trainables.stage import Report, Stage, chain
 from trainables.trial import TrialConfig, problems, stages_of
@@ -84,7 +86,7 @@ def _train(stages: Sequence[Stage], storage: Path, device_name: str | None) -> i
             run_stage(stage, store, lambda report, stage=stage: _print(stage, report), device)  # type: ignore[misc]
             if rank() == 0:
                 print(f"{stage.kind}: {store.folder(stage)}")
-    except (DivergedError, StageBusyError) as error:
+    except (DivergedError, StageBusyError, CorpusError, CheckpointError) as error:
         print(error, file=sys.stderr)
         return FAILED
     finally:

@@ -161,11 +161,18 @@ class _Update:
 
 @dataclass
 class _Kept:
-    """The weights with the best results on dev so far: lowest WER, then lowest CER, then earliest."""
+    """The weights with the best results on dev so far: lowest WER, then lowest CER, then earliest.
+
+    WERs from 100 % on count alike: while no word is right, the characters tell which weights are better.
+    """
 
     step: int
     wer: float
     cer: float
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        return min(self.wer, 1.0), self.cer
 
 
 class _Training:
@@ -273,9 +280,10 @@ class _Training:
 
     def _keep(self, rates: dict[str, float]) -> None:
         """Keep the weights aside if these are the best results so far."""
-        if self.kept and (rates["wer"], rates["cer"]) >= (self.kept.wer, self.kept.cer):
+        found = _Kept(self.step, rates["wer"], rates["cer"])
+        if self.kept and found.rank >= self.kept.rank:
             return
-        self.kept = _Kept(self.step, rates["wer"], rates["cer"])
+        self.kept = found
         if rank() == 0:
             weights = {name: tensor.contiguous() for name, tensor in self._trained().state_dict().items()}
             write_atomically(self._kept_file(), safetensors.torch.save(weights))

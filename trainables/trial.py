@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from trainables.config import Config
-from trainables.data.config import SAMPLE_RATE_HZ, CorpusConfig, PromptsConfig, located
+from trainables.data.config import SAMPLE_RATE_HZ, CorpusConfig, PromptsConfig
 from trainables.data.corpus import AbsentCorpusError, Corpus, CorpusError, Utterance, read_corpus, total_seconds
 from trainables.data.phones import PhonesError, refuse_language
 from trainables.losses.config import Stream
@@ -71,7 +71,6 @@ def stages_of(trial: TrialConfig) -> Sequence[Stage]:
 
 
 def _stage_data(config: CorpusConfig) -> StageData:
-    config = located(config)
     try:
         corpus = corpus_of(config)
     except AbsentCorpusError:
@@ -106,7 +105,7 @@ def _assumed(config: CorpusConfig) -> StageData:
         },
         seconds={
             "labelled": minutes * 60 if minutes else None,
-            "unlabelled": hours * 3600 * config.unlabelled_fraction if hours else None,
+            "unlabelled": hours * 3600 if hours else None,
         },
     )
 
@@ -143,15 +142,14 @@ def problems(trial: TrialConfig, *, absent_is_fine: bool = False) -> Iterator[tu
         yield "regime", "wav2vec_s goes on from self-supervised weights; give `pretrain`, or `init` beside the regime"
     try:
         stages = stages_of(trial.with_(init=None))
-        own = located(trial.corpus)
-    except (CorpusError, RuntimeError) as error:  # RuntimeError: `~` of an unknown user
+    except CorpusError as error:
         yield "corpus", str(error)
         return
     except ValueError as error:
         yield "regime", str(error)
         return
     found = [
-        ("corpus" if stage.corpus == own else "regime", message)
+        ("corpus" if stage.corpus == trial.corpus else "regime", message)
         for stage in stages
         for message in _stage_problems(trial, stage, absent_is_fine=absent_is_fine)
     ]

@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainables.config import Progress
 from trainables.data.batches import Batch, epoch_batches, load_audio
 from trainables.data.config import SAMPLE_RATE_HZ, PromptsConfig
 from trainables.data.corpus import read_corpus
@@ -191,8 +192,8 @@ def our_pretraining(preset: str, batches: list[Batch], precision: str) -> Pass:
     device = batches[0].waveform_BS.device
     model = our_model(preset).to(device).train()
     model.backbone.config = model.backbone.config.with_(dropout=model.backbone.config.dropout.with_(layer=0))
-    config = ContrastiveConfig(mask_length=10, negatives=100, feature_penalty_weight=10)
-    losses = [lambda b=b: total(contrastive_terms(model, b, config, progress=0.0)) for b in cropped(batches)]
+    config = ContrastiveConfig()
+    losses = [lambda b=b: total(contrastive_terms(model, b, config, Progress(0, 1))) for b in cropped(batches)]
     parameters = [*model.backbone.parameters(), *model.self_supervised_head.parameters()]
     return training_pass(parameters, losses, device, precision)
 

@@ -242,6 +242,13 @@ class TestCurves:
         assert [p.step for p in ledger.curve("race", name)] == [10, 20, 30]
         assert ledger.final("race", name) == {"dev_cer": 0.3}
 
+    def test_the_results_on_dev_are_those_of_the_weights_that_were_kept(self, ledger: Ledger, spec: StudySpec) -> None:
+        name, (stage,) = add_trial(ledger, spec, "slow")
+        kept = {"kept_step": 10.0, "kept_dev_wer": 0.5, "kept_dev_cer": 0.2}
+        last = report(20, dev_wer=0.7, dev_cer=0.1, **kept, test_wer=0.6)
+        ledger.append(stage.fingerprint(), [report(10, dev_wer=0.5, dev_cer=0.2), last])
+        assert ledger.final("race", name) == {"dev_wer": 0.5, "dev_cer": 0.2, **kept, "test_wer": 0.6}
+
     def test_without_points_there_is_none(self, ledger: Ledger, spec: StudySpec) -> None:
         name, _ = add_trial(ledger, spec, "slow")
         assert ledger.curve("race", name) == []

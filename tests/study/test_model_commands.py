@@ -19,7 +19,6 @@ from transformers import AutoModelForCTC, AutoProcessor
 
 from study.run import main
 from study.spec import StudySpec, read_spec
-from trainables.settings_file import SettingsError
 from tests.conftest import SMALL_MODEL, SMALL_TRANSFORMER, small_trial
 from tests.study.builders import add_trial, open_study, spec_of, supervised, write_sweep
 from tests.trainables.builders import corpus_of
@@ -27,6 +26,7 @@ from trainables.loop import run_stage
 from trainables.models.config import CnnGruConfig, TransformerConfig
 from trainables.models.presets import PRESETS, ModelConfig
 from trainables.recogniser import Recogniser
+from trainables.settings_file import SettingsError
 from trainables.stage import Stage
 from trainables.store import StageStore
 from trainables.trial import stages_of

@@ -19,7 +19,6 @@ from study.provenance import environment, refuse_drift
 from study.report import write_report
 from study.run import main
 from study.spec import StudySpec, read_spec
-from trainables.settings_file import SettingsError
 from tests.study.builders import (
     LEARNING_RATE,
     add_trial,
@@ -31,6 +30,7 @@ from tests.study.builders import (
     sweep,
     write_sweep,
 )
+from trainables.settings_file import SettingsError
 
 
 def fill(spec: StudySpec) -> Ledger:

@@ -17,11 +17,11 @@ import search_spaces
 from study.plan import make_plan
 from study.run import main
 from study.spec import StudySpec, nested, read_spec
-from trainables.settings_file import SettingsError, parse_value
 from tests.conftest import small_trial, spanish_rows, write_corpus
 from tests.study.builders import spec_of, supervised, write_sweep
 from tests.study.hostile import HOSTILE_TEXTS
 from trainables.config import merge
+from trainables.settings_file import SettingsError, parse_value
 
 QUICKSTART = Path(search_spaces.__file__).parent / "quickstart.yaml"
 
@@ -146,7 +146,11 @@ class TestErrors:
             # missing
             ("question: Is it small?\n", "", "1:1: question: required, and missing"),
             ("{trials: 3}", "{}", "19:1: search.trials: required, and missing"),
-            ("train: {steps: 10,", "train: {", "10:9: arms.one.trial.regime.train.steps: required, and missing"),
+            (
+                "train: {steps: 10,",
+                "train: {",
+                "10:9: arms.one.trial.regime.train: give either steps or epochs, got steps=None and epochs=None",
+            ),
             ("        pretrain: {steps: 10}\n", "", "15:7: arms.two.trial.regime.pretrain: required, and missing"),
             # kinds
             (

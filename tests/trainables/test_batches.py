@@ -44,6 +44,12 @@ def stream_of(
     )
 
 
+def next_batch(stream: Stream) -> Batch:
+    """Without accumulation a batch has one part."""
+    (batch,) = stream.next()
+    return batch
+
+
 def rows_of(batch: Batch) -> list[tuple[int, Tensor, Tensor]]:
     """Seed, waveform and tokens of each utterance, without padding."""
     return [
@@ -104,8 +110,8 @@ def test_shares_of_the_workers_together_are_the_single_workers_batch(corpus: Cor
     single = stream_of(corpus)
     workers = [stream_of(corpus, rank=rank, world_size=world_size) for rank in range(world_size)]
     for _ in range(12):
-        whole = rows_of(single.next())
-        shares = [worker.next() for worker in workers]
+        whole = rows_of(next_batch(single))
+        shares = [next_batch(worker) for worker in workers]
         together = [row for share in shares if share.counted for row in rows_of(share)]
         assert [row[0] for row in sorted(together, key=lambda r: r[0])] == sorted(row[0] for row in whole)
         by_seed = {seed: (waveform, tokens) for seed, waveform, tokens in whole}
@@ -119,7 +125,7 @@ def test_a_worker_without_a_share_gets_an_uncounted_filler(corpus: Corpus) -> No
     """Batches of 0.1 s hold one utterance each."""
     first, second = (stream_of(corpus, rank=rank, world_size=2, batch_seconds=0.1) for rank in range(2))
     for _ in range(3):
-        share, filler = first.next(), second.next()
+        share, filler = next_batch(first), next_batch(second)
         assert (share.counted, filler.counted) == (True, False)
         assert_same_batch(share, replace(filler, counted=True))
 
@@ -128,7 +134,7 @@ def test_seeds_of_an_utterance_differ_between_utterances_epochs_and_stream_seeds
     def epoch_of_seeds(stream: Stream) -> list[int]:
         epoch, seeds = stream.epoch, []
         while True:
-            batch = stream.next()
+            batch = next_batch(stream)
             if stream.epoch != epoch:
                 return seeds
             seeds += batch.seeds
@@ -149,7 +155,7 @@ def test_a_stream_continues_identically_from_its_state(corpus: Corpus, drawn: in
     resumed = stream_of(corpus)
     resumed.load_state(stream.state())
     for _ in range(12):
-        assert_same_batch(stream.next(), resumed.next())
+        assert_same_batch(next_batch(stream), next_batch(resumed))
         assert resumed.state() == stream.state()
 
 
@@ -159,7 +165,7 @@ def test_epochs_roll_over_and_each_gives_every_utterance_once(corpus: Corpus) ->
     for epoch in range(3):
         drawn: list[int] = []
         while len(drawn) < len(corpus.train):
-            drawn += stream.next().seeds
+            drawn += next_batch(stream).seeds
             assert stream.epoch == epoch
         assert sorted(drawn) == sorted(fold(stream.seed, epoch, u.id) for u in corpus.train)
         assert stream.audio_seconds == pytest.approx((epoch + 1) * seconds)
@@ -168,7 +174,7 @@ def test_epochs_roll_over_and_each_gives_every_utterance_once(corpus: Corpus) ->
 
 def test_the_unlabelled_stream_carries_no_tokens(corpus: Corpus) -> None:
     stream = Stream(corpus.unlabelled, None, batch_seconds=6, seed=0, augment_speed=False, rank=0, world_size=1)
-    batch = stream.next()
+    batch = next_batch(stream)
     assert batch.tokens_BU.shape == (len(batch.seeds), 0)
     assert not batch.num_tokens_B.any()
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.trainables.builders import batch_of, corpus_of, small_model
+from trainables.config import Progress
 from trainables.data.batches import Batch
 from trainables.data.corpus import Corpus
 from trainables.losses.bilevel import bilevel_terms, gamma
@@ -19,7 +20,7 @@ from trainables.losses.terms import total
 from trainables.models.acoustic import AcousticModel
 
 Batches = Mapping[Stream, Batch]
-PROGRESS = 0.5
+PROGRESS = Progress(50, 100)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def ctc_gradient(model: AcousticModel, batches: Batches, part: Part) -> Tensor:
 
 
 def self_supervised_gradient(model: AcousticModel, batches: Batches, part: Part) -> Tensor:
-    terms = contrastive_terms(model, batches["unlabelled"], BilevelConfig().contrastive, PROGRESS)
+    terms = contrastive_terms(model, batches["unlabelled"], BilevelConfig().self_supervised, PROGRESS)
     return gradient(total(terms), model.get_submodule(part))
 
 
@@ -128,21 +129,22 @@ def test_with_gamma_0_optimiser_steps_equal_supervised_ones(corpus: Corpus, batc
     assert not torch.equal(supervised.ctc_head.weight, small_model(corpus).ctc_head.weight)
 
 
-@pytest.mark.parametrize(("progress", "expected"), [(0.0, 0.2), (0.25, 0.5), (0.5, 0.8), (1.0, 1.4)])
-def test_gamma_rises_linearly(progress: float, expected: float) -> None:
-    assert gamma(BilevelConfig(gamma_start=0.2, gamma_end=1.4), progress) == pytest.approx(expected)
+@pytest.mark.parametrize(("step", "expected"), [(0, 0.2), (10, 0.5), (20, 0.8), (40, 1.4)])
+def test_gamma_rises_linearly(step: int, expected: float) -> None:
+    assert gamma(BilevelConfig(gamma_start=0.2, gamma_end=1.4), Progress(step, 40)) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("progress", [0.0, 0.4, 1.0])
-def test_the_joint_step_uses_the_gamma_of_its_progress(model: AcousticModel, batches: Batches, progress: float) -> None:
+@pytest.mark.parametrize("step", [0, 4, 10])
+def test_the_joint_step_uses_the_gamma_of_its_progress(model: AcousticModel, batches: Batches, step: int) -> None:
     """With a constant Gumbel temperature, progress enters by gamma alone."""
-    contrastive = BilevelConfig().contrastive.with_(gumbel_start=1.0, gumbel_end=1.0)
-    rising = BilevelConfig(gamma_start=0.2, gamma_end=1.4, contrastive=contrastive)
+    contrastive = BilevelConfig().self_supervised.with_(gumbel_start=1.0, gumbel_end=1.0)
+    rising = BilevelConfig(gamma_start=0.2, gamma_end=1.4, self_supervised=contrastive)
+    progress = Progress(step, 10)
     at = gamma(rising, progress)
-    constant = BilevelConfig(gamma_start=at, gamma_end=at, contrastive=contrastive)
+    constant = BilevelConfig(gamma_start=at, gamma_end=at, self_supervised=contrastive)
     one, other = (
         gradient(total(bilevel_terms(model, batches, config, p)), model.backbone)
-        for config, p in ((rising, progress), (constant, 0.77))
+        for config, p in ((rising, progress), (constant, Progress(77, 100)))
     )
     assert torch.equal(one, other)
 
@@ -150,7 +152,7 @@ def test_the_joint_step_uses_the_gamma_of_its_progress(model: AcousticModel, bat
 def test_the_terms_are_those_of_both_losses(model: AcousticModel, batches: Batches) -> None:
     terms = bilevel_terms(model, batches, fixed(0.7), PROGRESS)
     both = ctc_terms(model, batches["labelled"], BilevelConfig().ctc) | contrastive_terms(
-        model, batches["unlabelled"], BilevelConfig().contrastive, PROGRESS
+        model, batches["unlabelled"], BilevelConfig().self_supervised, PROGRESS
     )
     assert set(terms) == {"ctc", "contrastive", "diversity", "feature_penalty", "contrastive_accuracy"} == set(both)
     for name, term in terms.items():

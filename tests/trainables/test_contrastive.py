@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.trainables.builders import batch_of, corpus_of, small_model
+from trainables.config import Progress
 from trainables.data.corpus import Corpus
 from trainables.losses.config import ContrastiveConfig
 from trainables.losses.contrastive import (
@@ -159,19 +160,19 @@ def test_diversity_closed_forms(codebooks: int, entries: int) -> None:
     count = torch.tensor(50.0)
     uniform = torch.full((codebooks, entries), 50.0 / entries)
     single = F.one_hot(torch.arange(codebooks) % entries, entries) * 50.0
-    assert diversity(uniform, count).item() == pytest.approx(0, abs=1e-4)
-    assert diversity(single, count).item() == pytest.approx(1 - 1 / entries, abs=1e-6)
+    assert diversity(uniform, count, "perplexity").item() == pytest.approx(0, abs=1e-4)
+    assert diversity(single, count, "perplexity").item() == pytest.approx(1 - 1 / entries, abs=1e-6)
 
 
 def test_diversity_of_half_the_entries_is_one_half() -> None:
     usage = torch.tensor([[10.0] * 4 + [0.0] * 4] * 2)
-    assert diversity(usage, torch.tensor(40.0)).item() == pytest.approx(0.5, abs=1e-5)
+    assert diversity(usage, torch.tensor(40.0), "perplexity").item() == pytest.approx(0.5, abs=1e-5)
 
 
 def test_diversity_averages_over_frames_before_the_entropy() -> None:
     """Frames that each use one entry with certainty are diverse together."""
     certain = torch.eye(8)[None].sum(1)
-    assert diversity(certain, torch.tensor(8.0)).item() == pytest.approx(0, abs=1e-5)
+    assert diversity(certain, torch.tensor(8.0), "perplexity").item() == pytest.approx(0, abs=1e-5)
 
 
 def quantiser_case() -> tuple[Quantiser, Tensor, Tensor]:
@@ -233,26 +234,29 @@ def model(corpus: Corpus) -> AcousticModel:
 
 
 CONFIG = ContrastiveConfig(negatives=20)
+START = Progress(0, 1)
 
 
 def terms_of(model: AcousticModel, corpus: Corpus, indices: list[int], **changes: float) -> Terms:
     batch = batch_of(corpus, indices, labelled=False)
-    return contrastive_terms(model, batch, CONFIG.with_(**changes), progress=0.3)
+    return contrastive_terms(model, batch, CONFIG.with_(**changes), Progress(3, 10))
 
 
-def head_gradient(model: AcousticModel, corpus: Corpus, progress: float, **changes: float) -> Tensor:
+def head_gradient(model: AcousticModel, corpus: Corpus, progress: Progress, **changes: float) -> Tensor:
     terms = contrastive_terms(model, batch_of(corpus, [0, 1], labelled=False), CONFIG.with_(**changes), progress)
     return torch.autograd.grad(terms["contrastive"].sum, model.self_supervised_head.quantiser.logits.weight)[0]
 
 
-@pytest.mark.parametrize(("progress", "temperature"), [(0.0, 2.0), (0.5, 1.0), (1.0, 0.5)])
+@pytest.mark.parametrize(("step", "temperature"), [(0, 2.0), (5, 1.0), (10, 0.5)])
 def test_gumbel_temperature_falls_geometrically_from_start_to_end(
-    model: AcousticModel, corpus: Corpus, progress: float, temperature: float
+    model: AcousticModel, corpus: Corpus, step: int, temperature: float
 ) -> None:
     """The temperature shows in the gradient of the logits alone; that of a constant temperature is the reference."""
-    scheduled = head_gradient(model, corpus, progress, gumbel_start=2.0, gumbel_end=0.5)
-    constant = head_gradient(model, corpus, 0.123, gumbel_start=temperature, gumbel_end=temperature)
-    other = head_gradient(model, corpus, 0.123, gumbel_start=1.1 * temperature, gumbel_end=1.1 * temperature)
+    scheduled = head_gradient(model, corpus, Progress(step, 10), gumbel_start=2.0, gumbel_end=0.5)
+    constant = head_gradient(model, corpus, Progress(123, 1000), gumbel_start=temperature, gumbel_end=temperature)
+    other = head_gradient(
+        model, corpus, Progress(123, 1000), gumbel_start=1.1 * temperature, gumbel_end=1.1 * temperature
+    )
     torch.testing.assert_close(scheduled, constant, rtol=1e-5, atol=1e-6 * float(constant.abs().max()))
     assert not torch.allclose(scheduled, other, rtol=1e-3, atol=1e-3 * float(constant.abs().max()))
 
@@ -291,7 +295,9 @@ def test_the_contrastive_term_of_a_model_agrees_with_explicit_loops(corpus: Corp
     batch = batch_of(corpus, [0, 3], labelled=False)
     raw, frames = backbone.features(batch.waveform_BS, batch.num_samples_B)
     features = backbone.feature_norm(raw)
-    mask = time_masks(frames, raw.shape[1], batch.seeds, purpose="contrastive", probability=0.65, length=5, min_spans=2)
+    mask = time_masks(
+        frames, raw.shape[1], batch.seeds, purpose="contrastive", probability=0.65, length=10, min_spans=2
+    )
     quantised = head.quantiser(features[mask], 1.0, None)
     expected = nll_by_loops(
         head.project_context(backbone.context(features, frames, mask)[mask]).detach().double().numpy(),
@@ -300,14 +306,14 @@ def test_the_contrastive_term_of_a_model_agrees_with_explicit_loops(corpus: Corp
         draw_negatives(mask.sum(1).tolist(), 20, batch.seeds).numpy(),
         0.1,
     )
-    term = contrastive_terms(model, batch, CONFIG, 0.0)["contrastive"]
+    term = contrastive_terms(model, batch, CONFIG, START)["contrastive"]
     assert term.count == len(expected)
     assert term.sum.item() == pytest.approx(expected.sum(), rel=1e-4)
 
 
 def test_a_filler_counts_for_nothing_and_moves_nothing(model: AcousticModel, corpus: Corpus) -> None:
     batch = replace(batch_of(corpus, [0, 1], labelled=False), counted=False)
-    terms = contrastive_terms(model, batch, CONFIG, 0.0)
+    terms = contrastive_terms(model, batch, CONFIG, START)
     for name in ("contrastive", "feature_penalty", "contrastive_accuracy"):
         assert (terms[name].sum.item(), terms[name].count.item()) == (0, 0)
     gradients = torch.autograd.grad(
@@ -319,8 +325,8 @@ def test_a_filler_counts_for_nothing_and_moves_nothing(model: AcousticModel, cor
 def test_evaluation_draws_no_noise(corpus: Corpus) -> None:
     model = small_model(corpus).eval()
     batch = batch_of(corpus, [0, 1], labelled=False)
-    one, two = (contrastive_terms(model, batch, CONFIG, progress)["contrastive"].sum for progress in (0.0, 1.0))
-    noisy = contrastive_terms(model.train(), batch, CONFIG, 0.0)["contrastive"].sum
+    one, two = (contrastive_terms(model, batch, CONFIG, Progress(step, 1))["contrastive"].sum for step in (0, 1))
+    noisy = contrastive_terms(model.train(), batch, CONFIG, START)["contrastive"].sum
     assert torch.equal(one, two)
     assert not torch.equal(one, noisy)
 

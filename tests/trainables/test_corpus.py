@@ -11,8 +11,8 @@ from typing import get_args
 import pytest
 
 from tests.conftest import Row, spanish_rows, write_corpus
-from trainables.data.config import FolderConfig, Language, PromptsConfig
-from trainables.data.corpus import PROMPTS, CorpusError, Split, read_corpus, read_manifest, split_of
+from trainables.data.config import FolderConfig, Language, MixtureConfig, PromptsConfig
+from trainables.data.corpus import LABELLED, PROMPTS, Corpus, CorpusError, Split, read_corpus, read_manifest, split_of
 from trainables.data.text import normalise
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
@@ -102,9 +102,15 @@ def test_unlabelled_is_the_train_audio_without_its_text(language: Language) -> N
     assert all(u.text for u in corpus.train)
 
 
-def test_more_unlabelled_adds_the_train_audio_of_other_languages_and_nothing_else() -> None:
+def mixture(*unlabelled: Language) -> Corpus:
+    """Spanish with the train audio of these languages as unlabelled speech, each utterance once an epoch."""
+    sources = tuple(PromptsConfig(language=language) for language in unlabelled)
+    return read_corpus(MixtureConfig(labelled=PromptsConfig(language="es"), unlabelled=sources, sampling_exponent=1))
+
+
+def test_a_mixture_has_the_train_audio_of_its_languages_and_nothing_else() -> None:
     plain = read_corpus(PromptsConfig(language="es"))
-    more = read_corpus(PromptsConfig(language="es", more_unlabelled=("fr", "ru")))
+    more = mixture("es", "fr", "ru")
     assert (more.train, more.dev, more.test) == (plain.train, plain.dev, plain.test)
     trains = [read_corpus(PromptsConfig(language=language)).train for language in ("es", "fr", "ru")]
     assert {u.path for u in more.unlabelled} == {u.path for train in trains for u in train}
@@ -112,14 +118,13 @@ def test_more_unlabelled_adds_the_train_audio_of_other_languages_and_nothing_els
     assert {u.text for u in more.unlabelled} == {None}
 
 
-def test_naming_the_labelled_language_as_more_unlabelled_adds_nothing() -> None:
-    plain = read_corpus(PromptsConfig(language="es"))
-    assert read_corpus(PromptsConfig(language="es", more_unlabelled=("es",))) == plain
+def test_a_mixture_of_the_labelled_language_alone_is_that_corpus() -> None:
+    assert mixture("es") == read_corpus(PromptsConfig(language="es"))
 
 
-def test_a_language_named_twice_as_more_unlabelled_is_added_once() -> None:
-    once = read_corpus(PromptsConfig(language="es", more_unlabelled=("fr",)))
-    assert read_corpus(PromptsConfig(language="es", more_unlabelled=("fr", "fr"))) == once
+def test_a_language_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(CorpusError, match=r"id 'fr/.*' occurs twice in a mixture"):
+        mixture("fr", "es", "fr")
 
 
 @pytest.mark.parametrize("text", ["uno", "  UNO ", "Uno\t"])
@@ -149,9 +154,8 @@ def test_the_order_of_rows_does_not_change_the_order_of_utterances(tmp_path: Pat
     assert [u.id for u in one.unlabelled] == [u.id for u in other.unlabelled]
 
 
-def test_the_order_of_more_unlabelled_does_not_change_the_order_of_utterances() -> None:
-    one = read_corpus(PromptsConfig(language="es", more_unlabelled=("fr", "ru")))
-    other = read_corpus(PromptsConfig(language="es", more_unlabelled=("ru", "fr")))
+def test_the_order_of_a_mixture_s_languages_does_not_change_the_order_of_utterances() -> None:
+    one, other = mixture("es", "fr", "ru"), mixture("ru", "es", "fr")
     assert one.split_hashes() == other.split_hashes()
     assert [u.id for u in one.unlabelled] == [u.id for u in other.unlabelled]
 
@@ -213,7 +217,7 @@ def test_a_missing_column_is_named_with_the_first_line(tmp_path: Path, name: str
         ({"duration_seconds": "nan"}, "duration_seconds must be a positive number, got 'nan'"),
         ({"duration_seconds": "inf"}, "duration_seconds must be a positive number, got 'inf'"),
         ({"text": "   "}, "utterance '.*' has no text"),
-        ({"split": "eval"}, "split must be one of train, dev, test, got 'eval'"),
+        ({"split": "eval"}, "split must be one of train, dev, test, unlabelled, got 'eval'"),
     ],
 )
 def test_a_bad_row_is_named_with_file_and_line(tmp_path: Path, change: Row, message: str) -> None:
@@ -239,7 +243,7 @@ def test_a_row_that_ends_early_is_named_with_file_and_line(tmp_path: Path, last:
         read_manifest(root)
 
 
-@pytest.mark.parametrize("split", get_args(Split))
+@pytest.mark.parametrize("split", LABELLED)
 def test_an_empty_split_is_named(tmp_path: Path, split: Split) -> None:
     root = write_corpus(tmp_path, [row for row in spanish_rows(16) if row["split"] != split])
     with pytest.raises(CorpusError, match=rf"^{re.escape(str(root))}: the {split} split has no utterance"):

@@ -17,7 +17,6 @@ from transformers import SEWConfig, SEWForCTC, Wav2Vec2Config
 
 from study.run import main
 from study.spec import read_spec
-from trainables.settings_file import SettingsError
 from tests.conftest import (
     SMALL_MODEL,
     SMALL_TRANSFORMER,
@@ -48,6 +47,7 @@ from trainables.loop import build_model
 from trainables.models.acoustic import AcousticModel
 from trainables.models.checkpoint_files import CheckpointError
 from trainables.models.checkpoints import read_checkpoint
+from trainables.settings_file import SettingsError
 from trainables.stage import Stage
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, problems, stages_of

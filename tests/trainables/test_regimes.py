@@ -113,10 +113,10 @@ def test_bl_just_uses_alpha_for_the_lower_level_beta_for_the_upper_and_scaled_be
 
 
 def test_exploration_and_joint_steps_share_the_self_supervised_loss(small_corpus: Path) -> None:
-    joint, _ = stages(small_corpus, bl_just(loss={"contrastive": {"negatives": 3}}))
+    joint, _ = stages(small_corpus, bl_just(loss={"self_supervised": {"negatives": 3}}))
     explore, together = joint.phases
     assert isinstance(together.loss, BilevelConfig)
-    assert explore.loss == together.loss.contrastive == ContrastiveConfig(negatives=3)
+    assert explore.loss == together.loss.self_supervised == ContrastiveConfig(negatives=3)
 
 
 def test_without_exploration_only_the_joint_phase_remains(small_corpus: Path) -> None:

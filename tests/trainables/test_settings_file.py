@@ -11,8 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from trainables.settings_file import SettingsError, SettingsFile, did_you_mean, parse_value, read_settings_file
 from tests.study.hostile import HOSTILE_TEXTS
+from trainables.settings_file import SettingsError, SettingsFile, did_you_mean, parse_value, read_settings_file
 
 Write = Callable[[str], Path]
 
@@ -126,9 +126,9 @@ class TestMalformedFiles:
             ("a: 1\ntrue: 2\n", "2:1", "a key must be text, got True"),
             ("a: 1\n? [x, y]\n: 2\n", "2:3", "a key must be text, got "),
             ("", "1:1", "must be a mapping, as in a sweep file of `study`, `question` and `arms`"),
-            ("# only a comment\n", "1:1", "a sweep file is a mapping"),
-            ("- a\n- b\n", "1:1", "a sweep file is a mapping"),
-            ("just text\n", "1:1", "a sweep file is a mapping"),
+            ("# only a comment\n", "1:1", "must be a mapping, as in a sweep file"),
+            ("- a\n- b\n", "1:1", "must be a mapping, as in a sweep file"),
+            ("just text\n", "1:1", "must be a mapping, as in a sweep file"),
         ],
     )
     def test_it_is_refused_where_it_is_wrong(self, write: Write, text: str, place: str, message: str) -> None:

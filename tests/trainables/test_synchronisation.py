@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from trainables.config import Progress
 from trainables.data.batches import Batch
 from trainables.losses.config import ContrastiveConfig, MaskConfig
 from trainables.losses.contrastive import contrastive_terms
@@ -50,7 +51,7 @@ def test_ctc_with_masks_and_padding(preset: str, batch: Batch) -> None:
 @pytest.mark.parametrize("preset", MODELS)
 def test_self_supervised_loss_and_its_gradient(preset: str, batch: Batch) -> None:
     model = model_without_values(preset)
-    loss = total(contrastive_terms(model, batch, ContrastiveConfig(), progress=0.5))
+    loss = total(contrastive_terms(model, batch, ContrastiveConfig(), Progress(1, 2)))
     loss.backward()
     assert loss.is_meta
 

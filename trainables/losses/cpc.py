@@ -96,7 +96,7 @@ def cpc_terms(model: AcousticModel, batch: Batch, config: CpcConfig, backbone_gr
         hop=_frames(config.hop_seconds, rate_hz),
         negatives=config.negatives,
     )
-    prediction_NP = scale_gradient(_predictions(model, features_BTD, windows, batch.seed), backbone_gradient)
+    prediction_NP = _predictions(model, features_BTD, windows, batch.seed, backbone_gradient)
     targets_BTP = head.project_target(scale_gradient(features_BTD, backbone_gradient))
     logits_NM1 = _logits(prediction_NP, targets_BTP.flatten(0, 1), windows, config.temperature)
     nll_N = F.cross_entropy(logits_NM1, logits_NM1.new_zeros(len(logits_NM1), dtype=torch.long), reduction="none")
@@ -111,7 +111,9 @@ def _frames(seconds: float, rate_hz: float) -> int:
     return max(1, round(seconds * rate_hz))
 
 
-def _predictions(model: AcousticModel, features_BTD: Tensor, windows: Windows, seed: int) -> Tensor:
+def _predictions(
+    model: AcousticModel, features_BTD: Tensor, windows: Windows, seed: int, backbone_gradient: float
+) -> Tensor:
     """(N, P) predictions of the frames that follow the windows."""
     head, device = model.self_supervised_head, features_BTD.device
     assert isinstance(head, CpcHead)
@@ -123,9 +125,9 @@ def _predictions(model: AcousticModel, features_BTD: Tensor, windows: Windows, s
     nothing_WL = torch.zeros(window_WLD.shape[:2], dtype=torch.bool, device=device)
     context_WLC = model.backbone.context(window_WLD, windows.length_W, nothing_WL, seed=seed)
     last_W = (windows.length_W - 1).to(device, non_blocking=True)
-    step_WP = head.project_context(context_WLC[torch.arange(len(last_W), device=device), last_W])
-    steps = [step_WP]
-    for _ in range(int(windows.ahead_N.max())):
+    last_WC = scale_gradient(context_WLC[torch.arange(len(last_W), device=device), last_W], backbone_gradient)
+    steps = [head.project_context(last_WC)]
+    for _ in range(max(1, int(windows.ahead_N.max()))):  # at least once: then `predict` has a gradient too
         steps.append(head.predict(steps[-1]))
     steps_WKP = torch.stack(steps, dim=1)
     return steps_WKP[windows.window_N.to(device, non_blocking=True), windows.ahead_N.to(device, non_blocking=True)]
