@@ -25,9 +25,9 @@ from search_spaces.space import (
     size,
     with_conditions,
 )
-from study.spec import StudySpec
+from study.spec import StudySpec, trials_of
 from trainables.stage import Stage
-from trainables.trial import absence, stages_of
+from trainables.trial import absent, corpora_of, stages_of
 
 # The number of values of parameters that decide a stage, up to which every possible stage is looked at.
 MAX_ENUMERATED = 2_000
@@ -110,12 +110,12 @@ def make_plan(spec: StudySpec) -> Plan:
     plan, tallies = Plan(), dict[str, _Tally]()
     for arm in spec.arms:
         stages = stages_of(spec.trial_config(arm))
-        reasons = (absence(stage.corpus) for stage in stages)
-        plan.absent += [reason for reason in dict.fromkeys(reasons) if reason and reason not in plan.absent]
         plan.arms[arm] = ArmPlan(search_trials(spec, arm), _replications(spec, arm), tuple(s.kind for s in stages))
         for index, stage in enumerate(stages):
             _tally_stage(tallies.setdefault(stage.kind, _Tally()), spec, arm, index)
     plan.stages = {kind: tally.count() for kind, tally in tallies.items()}
+    corpora = dict.fromkeys(corpus for trial in trials_of(spec) for corpus in corpora_of(trial))
+    plan.absent = list(dict.fromkeys(reason for corpus in corpora for reason in absent(corpus)))
     return plan
 
 

@@ -117,8 +117,15 @@ def at_point(given: Mapping[str, Any], point: Point) -> TrialConfig:
     tree = base.model_dump(mode="json")
     for path, value in point.items():
         if path not in presets:
-            tree = merge(tree, nested(path, value))
+            tree = merge(merge(tree, _replaced_by(path)), nested(path, value))
     return TrialConfig.model_validate(tree) if len(point) > len(presets) else base
+
+
+def _replaced_by(path: str) -> dict[str, Any]:
+    """What a searched value takes the place of: the length of a stage is given either in steps or in epochs."""
+    stage, _, field = path.rpartition(".")
+    other = {"steps": "epochs", "epochs": "steps"}.get(field)
+    return nested(f"{stage}.{other}", None) if stage and other else {}
 
 
 def trials_of(spec: StudySpec) -> Iterator[TrialConfig]:

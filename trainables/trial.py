@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import Field
 
 from trainables.config import Config
-from trainables.data.config import SAMPLE_RATE_HZ, CorpusConfig, PromptsConfig
+from trainables.data.config import SAMPLE_RATE_HZ, CorpusConfig, CropConfig, MixtureConfig, PromptsConfig
 from trainables.data.corpus import AbsentCorpusError, Corpus, CorpusError, Utterance, read_corpus, total_seconds
 from trainables.data.phones import PhonesError, refuse_language
 from trainables.losses.config import Stream
@@ -89,14 +89,14 @@ def _stage_data(config: CorpusConfig) -> StageData:
 def _assumed(config: CorpusConfig) -> StageData:
     """What a corpus that is not there will be, going by its settings."""
     settings = config.model_dump(mode="json")
+    minutes, hours = config.labelled_minutes, config.unlabelled_hours
     own: dict[Stream, tuple[str, ...]] = {
-        "labelled": ("kind", "root", "language", "labelled", "labelled_minutes", "subset_seed"),
+        "labelled": ("kind", "root", "labelled", "labelled_minutes", *(["subset_seed"] if minutes else [])),
         "unlabelled": (
-            *("kind", "root", "language", "unlabelled", "sampling_exponent"),
-            *("unlabelled_hours", "unlabelled_fraction", "subset_seed"),
+            *("kind", "root", "unlabelled", "sampling_exponent", "unlabelled_hours", "unlabelled_fraction"),
+            *(["subset_seed"] if hours or config.unlabelled_fraction < 1 else []),
         ),
     }
-    minutes, hours = config.labelled_minutes, config.unlabelled_hours
     return StageData(
         corpus=config,
         fingerprints={
@@ -115,13 +115,15 @@ def corpora_of(trial: TrialConfig) -> list[CorpusConfig]:
     return list(dict.fromkeys(stage.corpus for stage in stages_of(trial)))
 
 
-def absence(config: CorpusConfig) -> str | None:
-    """Why the corpus cannot be read, when it is not on this machine."""
+def absent(config: CorpusConfig) -> list[str]:
+    """Why the corpus, or each part of a mixture, cannot be read because it is not on this machine."""
+    if isinstance(config, MixtureConfig):
+        return [reason for part in (config.labelled, *config.unlabelled) for reason in absent(part)]
     try:
         corpus_of(config)
     except AbsentCorpusError as error:
-        return str(error)
-    return None
+        return [str(error)]
+    return []
 
 
 def trained_weights(source: str) -> TrainedWeights:
@@ -138,8 +140,9 @@ def problems(trial: TrialConfig, *, absent_is_fine: bool = False) -> Iterator[tu
     `absent_is_fine`: a corpus that is not on this machine is no problem.
     """
     yield from _init_problems(trial)
-    if isinstance(trial.regime, Wav2vecSRegime) and not (trial.init or trial.regime.pretrain):
-        yield "regime", "wav2vec_s goes on from self-supervised weights; give `pretrain`, or `init` beside the regime"
+    if isinstance(trial.regime, Wav2vecSRegime):
+        for message in _wav2vec_s_problems(trial, trial.regime):
+            yield "regime", message
     try:
         stages = stages_of(trial.with_(init=None))
     except CorpusError as error:
@@ -147,6 +150,8 @@ def problems(trial: TrialConfig, *, absent_is_fine: bool = False) -> Iterator[tu
         return
     except ValueError as error:
         yield "regime", str(error)
+        for reason in [] if absent_is_fine else absent(trial.corpus):
+            yield "corpus", reason
         return
     found = [
         ("corpus" if stage.corpus == trial.corpus else "regime", message)
@@ -156,21 +161,35 @@ def problems(trial: TrialConfig, *, absent_is_fine: bool = False) -> Iterator[tu
     yield from dict.fromkeys(found)
 
 
+def _wav2vec_s_problems(trial: TrialConfig, regime: Wav2vecSRegime) -> Iterator[str]:
+    if not (trial.init or regime.pretrain):
+        yield "wav2vec_s goes on from self-supervised weights; give `pretrain`, or `init` beside the regime"
+    source = regime.semi_supervised.corpus or trial.corpus
+    if regime.semi_supervised.labels == "phones" and source.language is None:
+        yield "labels that are phones need to know the language; give the corpus its `language`"
+
+
 def _stage_problems(trial: TrialConfig, stage: Stage, *, absent_is_fine: bool) -> Iterator[str]:
     if stage.phones is not None:
         try:
             refuse_language(stage.phones)
         except PhonesError as error:
             yield str(error)
-    if message := absence(stage.corpus):
-        if not absent_is_fine:
-            yield message
+    if reasons := absent(stage.corpus):
+        yield from () if absent_is_fine else reasons
         return
     if message := _misfit(stage.corpus, trial.model.geometry, trial.model.min_samples):
         yield message
-    shortest = stage.crop.min_seconds if stage.crop else 0.0
-    if all(u.duration_seconds < shortest for u in corpus_of(stage.corpus).unlabelled):
-        yield f"no unlabelled utterance is as long as crop.min_seconds, {shortest:g} s; set a smaller one"
+    if stage.crop and "unlabelled" in stage.streams:
+        yield from _crop_problems(stage.crop, trial.model.min_samples, corpus_of(stage.corpus))
+
+
+def _crop_problems(crop: CropConfig, min_samples: int, corpus: Corpus) -> Iterator[str]:
+    needed = min_samples / SAMPLE_RATE_HZ
+    if crop.max_seconds < needed:
+        yield f"crop.max_seconds is {crop.max_seconds:g}, and this model needs {needed:.3f} s; set a larger one"
+    if all(u.duration_seconds < crop.min_seconds for u in corpus.unlabelled):
+        yield f"no unlabelled utterance is as long as crop.min_seconds, {crop.min_seconds:g} s; set a smaller one"
 
 
 def _init_problems(trial: TrialConfig) -> Iterator[tuple[str, str]]:

@@ -148,7 +148,6 @@ def space_over_roots(folder: Path) -> Path:
     return path
 
 
-@pytest.mark.xfail(strict=True, reason="a plan looks at each arm as it stands, and not at the corpora of its space")
 def test_absent_corpora_that_a_space_chooses_are_listed_too(tmp_path: Path) -> None:
     plan = make_plan(read_spec(space_over_roots(tmp_path), absent_is_fine=True))
     assert plan.absent == [reason(tmp_path, "one"), reason(tmp_path, "other")]

@@ -27,6 +27,7 @@ from trainables.losses.cpc import Windows, cpc_terms
 from trainables.losses.ctc import ctc_terms
 from trainables.losses.terms import Terms, total
 from trainables.models.acoustic import AcousticModel
+from trainables.models.config import TransformerConfig
 from trainables.models.presets import ModelConfig
 
 NO_DROPOUT = {"hidden": 0, "attention": 0, "activation": 0, "input": 0, "features": 0, "layer": 0}
@@ -267,14 +268,19 @@ def test_frames_that_are_predicted_do_not_reach_the_prediction(
     assert not torch.isclose(predictions(slice(hop - 1, None)), plain, atol=1e-4).all(1).any()
 
 
-@pytest.mark.xfail(strict=True, reason="the last frame of a window that fills no squeezed one has a context of zeros")
-def test_a_squeezed_model_predicts_from_windows_of_an_odd_number_of_frames(batch: Batch) -> None:
-    model = model_of("transformer")
-    config = CONFIG.with_(hop_seconds=0.5)  # 25 frames, squeezed by 2
+@pytest.mark.parametrize("squeeze", [2, 3])
+@pytest.mark.parametrize("seconds", [0.1, 0.3, 0.5])
+def test_a_squeezed_model_has_a_context_for_the_last_frame_of_every_window(
+    batch: Batch, squeeze: int, seconds: float
+) -> None:
+    """Of 5, 15 and 25 frames at 50 Hz, which fill no whole number of groups of 2, or of 3: then it would be zero."""
+    config = TransformerConfig.model_validate({**MODELS["transformer"], "squeeze": squeeze})
+    model = AcousticModel(config, 12, seed=0, self_supervision="cpc")
     contexts: list[Tensor] = []
     hook = model.self_supervised_head.project_context.register_forward_hook(lambda *x: contexts.append(x[1][0]))
-    cpc_terms(model, batch, config)
+    cpc_terms(model, batch, CONFIG.with_(hop_seconds=seconds, context_seconds=2 * seconds))
     hook.remove()
+    assert len(contexts[0]) > 3
     assert contexts[0].any(1).all()
 
 

@@ -278,7 +278,6 @@ def test_it_is_a_problem_of_the_trial(small_corpus: Path, regime: dict[str, Any]
     assert not list(problems(TrialConfig.model_validate(given)))
 
 
-@pytest.mark.xfail(strict=True, reason="problems does not compare crop.max_seconds with what the model needs")
 def test_crops_that_are_too_short_for_the_model_are_a_problem(small_corpus: Path) -> None:
     regime = pretrain_finetune()
     regime["pretrain"] |= {"crop": {"max_seconds": 0.01, "min_seconds": 0}}

@@ -244,7 +244,6 @@ def test_the_exponent_of_an_absent_mixture_changes_pretraining_alone(tmp_path: P
     assert len({finetune.data_fingerprint for _, finetune in found}) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="_assumed names subset_seed where there is no subset")
 def test_labelled_subsets_of_other_seeds_of_an_absent_corpus_share_their_pretraining(tmp_path: Path) -> None:
     """As those of a corpus that is there do (`test_subsets.py`)."""
     found = [absent_fingerprints(tmp_path, labelled_minutes=10, subset_seed=seed) for seed in (0, 1)]

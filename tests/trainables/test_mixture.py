@@ -195,10 +195,6 @@ def test_over_many_epochs_shares_of_real_speech_are_the_closed_form_within_an_ut
         assert mean == pytest.approx(seconds, abs=longest(utterances, source) / 2)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="sampled_epoch draws the rest of a source's share by the number of utterances, not by their seconds",
-)
 def test_every_epoch_of_real_speech_has_its_shares_within_an_utterance_a_source() -> None:
     utterances = read(SPANISH, ITALIAN, RUSSIAN).unlabelled
     most = [longest(utterances, source) for source in range(3)]

@@ -290,30 +290,40 @@ def test_the_weight_scales_the_term_and_its_gradient(corpus: Corpus, batches: Ba
 
 
 @pytest.mark.parametrize("empty", [1, 4, 7])
-def test_utterances_without_a_pseudo_label_count_nothing(corpus: Corpus, batches: Batches, empty: int) -> None:
-    """The mean and its gradient are those of the other utterances alone."""
+def test_utterances_without_a_pseudo_label_add_nothing(corpus: Corpus, batches: Batches, empty: int) -> None:
+    """The sum over utterances and its gradient are those of the other utterances alone; the mean is over all."""
     unlabelled = batches["unlabelled"]
     model = hushed(model_of(corpus), unlabelled, empty)
     labels = Teacher(model, 0.9).label(unlabelled).num_tokens_B
     assert int((labels == 0).sum()) == empty
     spoken = [i for i in range(8) if labels[i] > 0]
     others = {**batches, "unlabelled": batch_of(corpus, [3 + i for i in spoken], labelled=False)}
-    one, other = (terms_of(model, b) for b in (batches, others))
-    assert one["pseudo_ctc"].count == other["pseudo_ctc"].count == 8 - empty
-    assert (one["pseudo_labelled"].sum, one["pseudo_labelled"].count) == (8 - empty, 8)
-    torch.testing.assert_close(one["pseudo_ctc"].sum, other["pseudo_ctc"].sum, rtol=1e-5, atol=0)
+    one, other = (terms_of(model, b)["pseudo_ctc"] for b in (batches, others))
+    assert (one.count, other.count) == (8, 8 - empty)
+    torch.testing.assert_close(one.sum, other.sum, rtol=1e-5, atol=0)
     for part in ("backbone", "ctc_head"):
-        found, expected = (gradient(total(terms), model.get_submodule(part)) for terms in (one, other))
+        found, expected = (gradient(term.sum, model.get_submodule(part)) for term in (one, other))
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_parts_of_a_batch_add_up_to_it_however_the_pseudo_labels_fall(corpus: Corpus, batches: Batches) -> None:
+    model = hushed(model_of(corpus), batches["unlabelled"], 4)
+    whole = terms_of(model, batches)["pseudo_ctc"]
+    parts = [
+        replace(batch_of(corpus, [3 + i for i in indices], labelled=False), share=len(indices) / 8)
+        for indices in ([0, 1, 2], [3, 4, 5], [6, 7])
+    ]
+    found = [terms_of(model, {**batches, "unlabelled": part})["pseudo_ctc"] for part in parts]
+    together = sum(float(term.weight * term.mean()) for term in found)
+    assert together == pytest.approx(float(whole.weight * whole.mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_teacher_that_finds_nothing_teaches_nothing(corpus: Corpus, batches: Batches, weight: float) -> None:
     model = hushed(model_of(corpus), batches["unlabelled"], 8)
     terms = terms_of(model, batches, CONFIG.with_(weight=weight))
-    assert terms["pseudo_ctc"].count == terms["pseudo_labelled"].sum == 0
-    assert terms["pseudo_ctc"].sum.item() == 0
-    assert terms["pseudo_labelled"].count == 8
+    assert terms["pseudo_ctc"].sum.item() == terms["pseudo_labelled"].sum == 0
+    assert terms["pseudo_ctc"].count == terms["pseudo_labelled"].count == 8
     supervised = ctc_terms(model, batches["labelled"], CONFIG.ctc)
     assert total(terms).item() == total(supervised).item()
     for part in ("backbone", "ctc_head"):

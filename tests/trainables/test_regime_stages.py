@@ -345,7 +345,6 @@ def test_phones_of_an_unknown_language_are_a_problem(small_corpus: Path) -> None
     assert not list(problems(trial(wav2vec_s(), corpus=corpus)))
 
 
-@pytest.mark.xfail(strict=True, reason="without a language the stage is trained on characters and nothing is said")
 def test_phones_of_a_folder_without_a_language_are_a_problem(small_corpus: Path) -> None:
     given = TrialConfig.model_validate(small_trial(small_corpus, wav2vec_s(labels="phones")))
     assert "language" in next(iter(problems(given)))[1]

@@ -16,11 +16,7 @@ from trainables.regimes.presets import PRESETS
 from trainables.stage import ConstantConfig, PolynomialConfig, Stage, TriStageConfig
 from trainables.trial import TrialConfig, stages_of
 
-FINETUNING = [
-    name
-    for name, preset in PRESETS["supervised"].items()
-    if preset.settings.get("schedule", {}).get("kind") == "tri_stage"
-]
+FINETUNING = [name for name, preset in PRESETS["supervised"].items() if preset.source.startswith(("fairseq", "SEW"))]
 
 
 def resolved(regime: dict[str, Any]) -> Stage:

@@ -530,7 +530,6 @@ def test_an_unknown_preset_in_a_space_has_its_place(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.xfail(strict=True, reason="at_point lays the length over the steps that the preset has filled in")
 def test_a_searched_length_replaces_that_of_the_preset_in_either_unit() -> None:
     for unit in ("steps", "epochs"):
         trial = at_point({"regime": supervised(preset="w2v2_base_1h")}, {f"regime.train.{unit}": 5})

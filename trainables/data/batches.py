@@ -6,6 +6,7 @@ Legend: B utterances, S samples, U tokens.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,8 +78,9 @@ def load_audio(path: Path) -> np.ndarray:
 def sampled_epoch(utterances: Sequence[Utterance], exponent: float, seed: int, epoch: int) -> list[tuple[int, int]]:
     """(index, repetition) of the utterances of one epoch, whose audio is in total that of all utterances.
 
-    A source with d seconds is drawn with probability proportional to d ** exponent: its utterances are repeated, and
-    the rest of its share is drawn without replacement. With exponent 1 every utterance is there once.
+    A source with d seconds has a share proportional to d ** exponent: its utterances are repeated as often as that
+    holds, and the rest is drawn without replacement, to within half an utterance. With exponent 1 every utterance is
+    there once.
     """
     if exponent == 1.0:
         return [(index, 0) for index in range(len(utterances))]
@@ -94,8 +96,14 @@ def sampled_epoch(utterances: Sequence[Utterance], exponent: float, seed: int, e
         whole = int(copies)
         drawn += [(index, repetition) for repetition in range(whole) for index in indices]
         random = numpy_generator(seed, "source", source, epoch)
-        rest = random.permutation(indices)[: round((copies - whole) * len(indices))]
-        drawn += [(index, whole) for index in rest.tolist()]
+        rest = random.permutation(indices).tolist()
+        ends = itertools.accumulate(utterances[index].duration_seconds for index in rest)
+        left = (copies - whole) * own
+        drawn += [
+            (index, whole)
+            for index, end in zip(rest, ends, strict=True)
+            if end - utterances[index].duration_seconds / 2 <= left
+        ]
     return drawn
 
 
@@ -188,7 +196,7 @@ class Stream:
     ) -> None:
         self.utterances = [u for u in utterances if crop is None or u.duration_seconds >= crop.min_seconds]
         if not self.utterances:
-            raise CorpusError(f"no utterance is as long as crop.min_seconds, {crop and crop.min_seconds:g} s")
+            raise CorpusError(f"no utterance is as long as crop.min_seconds, {crop.min_seconds if crop else 0:g} s")
         self.symbols = symbols
         self.batch_seconds = batch_seconds
         self.seed = seed

@@ -98,7 +98,8 @@ class CpcConfig(_SelfSupervisedConfig):
     """Frame-level contrastive predictive coding: from a window of speech, which are the frames that follow it?
 
     As in BL-JUST's later code: one linear layer applied again and again predicts the features of the following frames
-    from the last frame of a window. Distractors are other frames of the same utterance (there: of the batch).
+    from the last frame of a window. Distractors are other frames of the same utterance (there: of the batch). What a
+    recurrent backbone's last layer reads backwards is not trained: at the last frame it has only begun.
     """
 
     kind: Literal["cpc"] = "cpc"
@@ -144,7 +145,7 @@ class PseudoLabelConfig(Config):
     """CTC on labelled speech + weight x CTC on unlabelled speech, towards what a teacher writes there.
 
     The teacher is an exponential moving average of the model; it sees unmasked speech and decodes greedily. Utterances
-    in which it finds nothing do not count.
+    in which it finds nothing add nothing.
     """
 
     kind: Literal["pseudo_label"] = "pseudo_label"

@@ -86,14 +86,14 @@ def cpc_terms(model: AcousticModel, batch: Batch, config: CpcConfig, backbone_gr
     assert isinstance(head, CpcHead)
     raw_BTD, num_frames_B = local_features(backbone, batch, config.extractor_gradient)
     features_BTD = backbone.feature_norm(raw_BTD)
-    rate_hz = model.config.frame_rate_hz
+    rate_hz, unit = model.config.frame_rate_hz, model.config.min_frames
     windows = Windows.of(
         num_frames_B.tolist() if batch.counted else [0] * len(num_frames_B),
         raw_BTD.shape[1],
         batch.seeds,
-        context=_frames(config.context_seconds, rate_hz),
+        context=_frames(config.context_seconds, rate_hz, unit),
         future=_frames(config.future_seconds, rate_hz),
-        hop=_frames(config.hop_seconds, rate_hz),
+        hop=_frames(config.hop_seconds, rate_hz, unit),
         negatives=config.negatives,
     )
     prediction_NP = _predictions(model, features_BTD, windows, batch.seed, backbone_gradient)
@@ -107,8 +107,9 @@ def cpc_terms(model: AcousticModel, batch: Batch, config: CpcConfig, backbone_gr
     }
 
 
-def _frames(seconds: float, rate_hz: float) -> int:
-    return max(1, round(seconds * rate_hz))
+def _frames(seconds: float, rate_hz: float, unit: int = 1) -> int:
+    """Frames, a multiple of the unit: a squeezed model has no context for a last frame that fills no group of them."""
+    return max(1, round(seconds * rate_hz / unit)) * unit
 
 
 def _predictions(

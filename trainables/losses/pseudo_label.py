@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,10 @@ class Teacher(nn.Module):
         self.backbone = copy.deepcopy(model.backbone)
         self.ctc_head = copy.deepcopy(model.ctc_head)
         self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """A teacher is never trained: it stays in evaluation, whatever the loss that it belongs to does."""
+        return super().train(False)
 
     @torch.no_grad()
     def update(self, model: AcousticModel) -> None:
@@ -60,7 +65,7 @@ def pseudo_label_terms(
     progress: Progress,
     teacher: Teacher,
 ) -> Terms:
-    """CTC on both streams, each per utterance. On the unlabelled one, those without a pseudo-label count nothing."""
+    """CTC on both streams, each per utterance. On the unlabelled one, those without a pseudo-label add nothing."""
     terms = ctc_terms(model, batches["labelled"], config.ctc)
     if progress.step < config.warmup_steps:
         return terms
@@ -69,6 +74,6 @@ def pseudo_label_terms(
     nll_B: Tensor = ctc_losses(model, batch, config.ctc)
     count = found_B.new_full((), len(found_B) * float(batch.counted))
     return terms | {
-        "pseudo_ctc": Term((nll_B * found_B).sum(), found_B.sum(), config.weight * batch.share),
+        "pseudo_ctc": Term((nll_B * found_B).sum(), count, config.weight * batch.share),
         "pseudo_labelled": Term(found_B.sum(), count, weight=0.0),
     }

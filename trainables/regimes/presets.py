@@ -139,10 +139,10 @@ _W2V2_BASE_FINETUNE = {
     "960h": _finetune(320_000, 1e-4, 0, 0.5, 0.1),
 }
 _W2V2_LARGE_FINETUNE = {
-    "10m": _finetune(13_000, 1e-4, 10_000, 0.65, 0.25),
-    "1h": _finetune(13_000, 3e-4, 10_000, 0.75, 0.25),
-    "10h": _finetune(20_000, 1e-4, 10_000, 0.75, 0.25),
-    "100h": _finetune(80_000, 3e-5, 10_000, 0.5, 0.5),
+    "10m": {**_finetune(13_000, 1e-4, 10_000, 0.65, 0.25), "accumulation": 5},
+    "1h": {**_finetune(13_000, 3e-4, 10_000, 0.75, 0.25), "accumulation": 5},
+    "10h": {**_finetune(20_000, 1e-4, 10_000, 0.75, 0.25), "accumulation": 5},
+    "100h": {**_finetune(80_000, 3e-5, 10_000, 0.5, 0.5), "accumulation": 5},
     "960h": {**_finetune(320_000, 3e-5, 10_000, 0.5, 0.25), "batch_seconds": 1920},  # 1.28 M samples on 24 GPUs
 }
 _STABLE = {
@@ -175,10 +175,10 @@ _P_BLJ_EPOCH = 2900
 _P_BLJ_LABELLED = {**_P_BLJ, "evaluate_every": 2 * _P_BLJ_EPOCH}
 
 # BL-JUST's code: batches of 60 utterances (750 s), 483 of them in train-clean-100; 4 passes of exploration, then one of
-# joint steps; gamma grows by 1 / 500 an epoch, so to 0.2 in 100 epochs.
+# joint steps; gamma grows by 1 / 500 an epoch, so to 0.4 in its 200 epochs.
 _BL_JUST_EPOCH = 483
 _BL_JUST = {
-    "steps": 100 * 5 * _BL_JUST_EPOCH,
+    "steps": 200 * 5 * _BL_JUST_EPOCH,
     "exploration_steps": 4 * _BL_JUST_EPOCH,
     "joint_steps": _BL_JUST_EPOCH,
     "batch_seconds": 750,
@@ -190,7 +190,7 @@ _BL_JUST = {
     "upper_learning_rate": 1e-4,
     "report_every": 100,
     "evaluate_every": 5 * _BL_JUST_EPOCH,
-    "loss": {"gamma_start": 0.0, "gamma_end": 0.2},
+    "loss": {"gamma_start": 0.0, "gamma_end": 0.4},
 }
 
 # Wav2Vec2-JUST (P-BLJ Table 3): its numbers are not published. These are this project's choice, with the masks, batches
