@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,10 +47,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """One configuration of an arm: all its finished trials, which differ in the seed alone."""
+
+    arm: str
+    point: dict[str, Any]  # without the seed
+    trials: list[Trial]
+    rates: dict[str, Mean]
+
+
+@dataclass(frozen=True)
 class Answer:
     arms: list[ArmResult]
-    comparisons: list[Comparison]  # of every other arm with the first one of the sweep file
+    comparisons: list[Comparison]
     sentences: list[str]
+    cells: list[Cell]
 
 
 def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
@@ -67,9 +79,29 @@ def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
         trials=trials,
         fresh_seeds=bool(replications),
         final=[final[metric] for final in finals],
-        rates={name: mean_of([final[name] for final in finals]) for name in RATES if _all_have(finals, name)},
+        rates=_rates(finals),
         spent={axis: [spent_until(curve, target, axis) for curve in curves] for axis in AXES},
     )
+
+
+def cells(spec: StudySpec, ledger: Ledger) -> list[Cell]:
+    """The results of every configuration, over its seeds, in the order in which they were first tried."""
+    found: dict[str, list[Trial]] = {}
+    for trial in ledger.trials(spec.study):
+        if trial.status == "finished":
+            found.setdefault(json.dumps([trial.arm, _without_seed(trial)], sort_keys=True), []).append(trial)
+    return [
+        Cell(trials[0].arm, _without_seed(trials[0]), trials, _rates([ledger.final(t.study, t.trial) for t in trials]))
+        for trials in found.values()
+    ]
+
+
+def _without_seed(trial: Trial) -> dict[str, Any]:
+    return {path: value for path, value in trial.point.items() if path != "seed"}
+
+
+def _rates(finals: list[dict[str, float]]) -> dict[str, Mean]:
+    return {name: mean_of([final[name] for final in finals]) for name in RATES if _all_have(finals, name)}
 
 
 def _all_have(finals: list[dict[str, float]], name: str) -> bool:
@@ -90,9 +122,10 @@ def _best_configuration(spec: StudySpec, ledger: Ledger, replications: list[Tria
 def answer(spec: StudySpec, ledger: Ledger) -> Answer:
     """The comparison of every arm with the first one, in numbers and in sentences."""
     arms = [arm_result(spec, ledger, arm) for arm in spec.arms]
-    comparisons = [_compare(arm, arms[0]) for arm in arms[1:]]
+    of = {arm.arm: arm for arm in arms}
+    comparisons = [_compare(of[arm], of[baseline]) for arm, baseline in spec.comparisons()]
     sentences = [_sentence(spec, comparison) for comparison in comparisons] or [_single(spec, arms[0])]
-    return Answer(arms, comparisons, sentences)
+    return Answer(arms, comparisons, sentences, cells(spec, ledger))
 
 
 def _compare(arm: ArmResult, baseline: ArmResult) -> Comparison:
@@ -156,6 +189,15 @@ def answer_as_dict(found: Answer) -> dict[str, Any]:
                 "spent": a.spent,
             }
             for a in found.arms
+        ],
+        "cells": [
+            {
+                "arm": c.arm,
+                "point": c.point,
+                "trials": [t.trial for t in c.trials],
+                "rates": {name: asdict(mean) for name, mean in c.rates.items()},
+            }
+            for c in found.cells
         ],
         "ratios": [
             {

@@ -41,7 +41,12 @@ def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
 def data_hashes(spec: StudySpec) -> dict[str, dict[str, str]]:
     """For each corpus of the study, the hashes of its parts."""
     corpora = dict.fromkeys(corpus for arm in spec.arms for corpus in corpora_of(spec.trial_config(arm)))
-    return {_named(corpus): corpus_of(corpus).split_hashes() for corpus in corpora}
+    hashes: dict[str, dict[str, str]] = {}
+    for corpus in corpora:
+        name, found = _named(corpus), corpus_of(corpus).split_hashes()
+        while hashes.setdefault(name, found) != found:  # another folder of the same name
+            name += " (another)"
+    return hashes
 
 
 def _named(corpus: CorpusConfig) -> str:

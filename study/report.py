@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import io
+import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def convergence_figure(spec: StudySpec, ledger: Ledger, found: Answer) -> Figure
             _panel(panel, spec, ledger, found, metric, axis)
         row[0].set_ylabel(f"{metric_name(metric)}, %")
     if any(arm.trials for arm in found.arms):
-        grid[0][1].legend(frameon=False)
+        figure.legend(*grid[0][1].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     figure.suptitle(spec.question.replace("$", r"\$"), fontsize=11, wrap=True)  # a dollar would begin a formula
     return figure
 
@@ -68,14 +69,14 @@ def convergence_figure(spec: StudySpec, ledger: Ledger, found: Answer) -> Figure
 def _panel(panel: Axes, spec: StudySpec, ledger: Ledger, found: Answer, metric: str, axis: Axis) -> None:
     label, unit = UNITS[axis]
     standing = {t.trial for arm in found.arms for t in arm.trials}
-    for colour, arm in zip(_colours(), found.arms, strict=False):
+    for (colour, style), arm in zip(_lines(), found.arms, strict=False):
         for trial in ledger.trials(spec.study):
             if trial.arm == arm.arm and trial.trial not in standing:
                 x, y = _xy(ledger.curve(spec.study, trial.trial, metric), axis, unit)
                 panel.plot(x, y, color=colour, alpha=0.22, linewidth=0.8)
         curves = [_xy(ledger.curve(spec.study, t.trial, metric), axis, unit) for t in arm.trials]
         if curves:
-            _band(panel, curves, colour, f"{arm.arm} ({len(curves)} seed{'s' if len(curves) > 1 else ''})")
+            _band(panel, curves, colour, style, f"{arm.arm} ({len(curves)} seed{'s' if len(curves) > 1 else ''})")
     if metric == spec.convergence.metric:
         panel.axhline(100 * spec.convergence.target, color="black", linewidth=0.8, linestyle=":")
     panel.set_xlabel(label)
@@ -84,20 +85,21 @@ def _panel(panel: Axes, spec: StudySpec, ledger: Ledger, found: Answer, metric: 
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _colours() -> Sequence[str]:
-    return COLOURS * 10
+def _lines() -> Iterator[tuple[str, str]]:
+    """Colour and style of each arm's line: when the colours are used up, they come again dashed, then dotted."""
+    return ((colour, style) for style in itertools.cycle(("-", "--", ":")) for colour in COLOURS)
 
 
 def _xy(curve: Sequence[CurvePoint], axis: Axis, unit: float) -> tuple[np.ndarray, np.ndarray]:
     return (np.array([getattr(p, axis) / unit for p in curve]), np.array([100 * p.value for p in curve]))
 
 
-def _band(panel: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], colour: str, label: str) -> None:
+def _band(panel: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], colour: str, style: str, label: str) -> None:
     """Mean over seeds, and the band from the lowest to the highest, where all seeds have values."""
     start, end = max(x[0] for x, _ in curves), min(x[-1] for x, _ in curves)
     x = np.unique(np.concatenate([x[(x >= start) & (x <= end)] for x, _ in curves]))
     values = np.stack([np.interp(x, *curve) for curve in curves])
-    panel.plot(x, values.mean(0), color=colour, linewidth=2, label=label)
+    panel.plot(x, values.mean(0), color=colour, linestyle=style, linewidth=2, label=label)
     if len(curves) > 1:
         panel.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
 
@@ -116,6 +118,7 @@ def _page(spec: StudySpec, ledger: Ledger, found: Answer, svg: str) -> str:
         f"<h2>Cost until a {_text(metric_name(spec.convergence.metric))} of {spec.convergence.target:.0%}</h2>",
         _convergence_table(found),
         _comparison_table(found),
+        *_cell_sections(found),
         "<h2>Trials</h2>",
         _trial_table(spec, ledger),
         "<h2>Data</h2>",
@@ -143,8 +146,21 @@ def _caption(found: Answer) -> str:
 
 def _rate_table(found: Answer) -> str:
     rows = [[arm.arm, str(len(arm.trials)), *(rate_text(arm.rates.get(name)) for name in RATES)] for arm in found.arms]
-    head = ["arm", "seeds", *(f"{metric_name(name)}, mean (95 % interval, Student's t)" for name in RATES)]
-    return _table(head, rows)
+    note = "<p class=note>Mean over seeds, with the 95 % interval of Student's t.</p>"
+    return _table(["arm", "seeds", *map(metric_name, RATES)], rows) + note
+
+
+def _cell_sections(found: Answer) -> list[str]:
+    """The results of every configuration, where an arm has several of them."""
+    if len(found.cells) <= len(found.arms):
+        return []
+    rows = [
+        [c.arm, point_text(c.point) or "-", str(len(c.trials)), *(rate_text(c.rates.get(name)) for name in RATES)]
+        for c in found.cells
+    ]
+    note = "<p class=note>Mean over all seeds, with the 95 % interval of Student's t where there are several.</p>"
+    table = _table(["arm", "searched values", "seeds", *map(metric_name, RATES)], rows)
+    return ["<h2>Results of each configuration</h2>", table + note]
 
 
 def _convergence_table(found: Answer) -> str:

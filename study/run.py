@@ -19,7 +19,7 @@ from study.spec import StudySpec, read_spec, trials_of, without_passwords
 from trainables.settings_file import SettingsError
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
-VERBS = ("run", "plan", "status", "report", "models", "export", "transcribe")
+VERBS = ("run", "plan", "status", "report", "models", "presets", "export", "transcribe")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
     models = verbs.add_parser("models", help="the models by name, with their sizes")
     models.set_defaults(command=_models)
+    presets = verbs.add_parser("presets", help="published settings of stages by name, with their sources")
+    presets.set_defaults(command=_presets)
     export = verbs.add_parser("export", help="write a trained model as a Hugging Face folder")
     export.add_argument("trained", metavar="TRIAL-or-folder", help="a trial, as STUDY/TRIAL or TRIAL, or a folder")
     export.add_argument("folder", type=Path, help="where to write")
@@ -72,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.set_defaults(command=_transcribe)
     for verb in (status, report, export, transcribe):
         verb.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
-    for verb in (plan, status, report, models, transcribe):
+    for verb in (plan, status, report, models, presets, transcribe):
         verb.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 
@@ -226,6 +228,26 @@ def _report(options: argparse.Namespace) -> int:
         print(json.dumps({"report": str(page), **answer_as_dict(answer(spec, ledger))}, indent=2))
     else:
         print(page)
+    return DONE
+
+
+def _presets(options: argparse.Namespace) -> int:
+    from study.terminal import make_console
+    from trainables.regimes.presets import PRESETS
+
+    if options.json:
+        rows = [
+            {"stage": stage, "name": name, "source": preset.source, "settings": preset.settings}
+            for stage, presets in PRESETS.items()
+            for name, preset in presets.items()
+        ]
+        print(json.dumps(rows, indent=2))
+        return DONE
+    table = Table("stage", "preset", "source", title="Presets of stages", title_justify="left")
+    for stage, presets in PRESETS.items():
+        for name, preset in presets.items():
+            table.add_row(stage, name, preset.source)
+    make_console().print(table)
     return DONE
 
 

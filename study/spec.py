@@ -6,9 +6,9 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from cluster.ray_job import inside_ray_job
 from search_spaces.space import Point, Space, condition_errors, probe_points
@@ -83,6 +83,9 @@ class ArmSpec(Config):
 
     trial: dict[str, Any] = Field({}, description="Laid over the study's `trial`.")
     space: Space = Field({}, description="Dotted path of the trial -> distribution.")
+    baseline: Name | None = Field(
+        None, description="Arm that it is compared with. When no arm names one, all are compared with the first."
+    )
 
 
 class StudySpec(Config):
@@ -98,6 +101,22 @@ class StudySpec(Config):
     convergence: ConvergenceSpec
     resources: ResourcesSpec = ResourcesSpec()
     mlflow: MlflowSpec = MlflowSpec()
+
+    def comparisons(self) -> list[tuple[str, str]]:
+        """(arm, baseline) of each comparison that the study is about."""
+        named = [(name, arm.baseline) for name, arm in self.arms.items() if arm.baseline]
+        first, *others = self.arms
+        return named or [(other, first) for other in others]
+
+    @model_validator(mode="after")
+    def _baselines(self) -> Self:
+        for name, arm in self.arms.items():
+            if arm.baseline is not None and (arm.baseline not in self.arms or arm.baseline == name):
+                raise ValueError(
+                    f"baseline of arm {name!r} must be another arm, got {arm.baseline!r}; the arms are "
+                    f"{', '.join(self.arms)}"
+                )
+        return self
 
     def trial_config(self, arm: str, point: Point | None = None, seed: int | None = None) -> TrialConfig:
         """The resolved configuration of an arm at a point of its space. Raises pydantic's ValidationError."""

@@ -15,7 +15,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from trainables.data.corpus import CorpusError
-from trainables.models.checkpoint_files import CheckpointError
+from trainables.models.checkpoint_files import CheckpointError, locate
 from trainables.settings_file import SettingsError, SettingsFile, explain, read_settings_file
 from trainables.stage import Report, Stage, chain
 from trainables.trial import TrialConfig, problems, stages_of
@@ -56,6 +56,11 @@ def read_stages(path: Path, overrides: Sequence[str] = ()) -> Sequence[Stage]:
     trial = _validated(file, TrialConfig)
     if found := list(problems(trial)):
         raise SettingsError([file.error((field,), message) for field, message in found])
+    if trial.init:
+        try:
+            locate(trial.init)  # what is not on this machine is downloaded now: its content identifies the stages
+        except CheckpointError as error:
+            raise SettingsError([file.error(("init",), str(error))]) from error
     return stages_of(trial)
 
 

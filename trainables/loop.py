@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainables.config import Progress
 from trainables.data.batches import Stream
-from trainables.data.corpus import Corpus, read_corpus
+from trainables.data.corpus import Corpus, CorpusError, read_corpus
 from trainables.data.seeds import fold
 from trainables.data.symbols import symbols_of
 from trainables.distributed import agree, rank, sum_over_workers, world_size
@@ -90,6 +90,14 @@ class _Update:
             weight_decay=phase.optimiser.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=scale_loss)
+        self.skipped_in_a_row = 0
+        self._statistics = [
+            buffer
+            for part in phase.loss.parts
+            for module in model.get_submodule(part).modules()
+            if isinstance(module, nn.BatchNorm1d)
+            for buffer in module.buffers()
+        ]
         self._forward: nn.Module | None = None
         self._frozen: set[nn.Parameter] | None = None
 
@@ -98,9 +106,10 @@ class _Update:
     ) -> tuple[list[Terms], bool]:
         """One optimiser update from the parts of a global batch: the terms of each, and whether it was made.
 
-        It is not when the gradient is not finite; the weights are then as they were.
+        It is not when the gradient is not finite; the weights and statistics of the model are then as they were.
         """
         forward = self._ready(progress)
+        statistics = [buffer.clone() for buffer in self._statistics]
         for group, learning_rate in zip(self.optimiser.param_groups, self.learning_rates, strict=True):
             group["lr"] = learning_rate * learning_rate_scale
         self.optimiser.zero_grad()
@@ -122,6 +131,10 @@ class _Update:
         if made:
             self.scaler.step(self.optimiser)
             self.loss.after_update()
+        else:
+            for buffer, before in zip(self._statistics, statistics, strict=True):
+                buffer.copy_(before)
+        self.skipped_in_a_row = 0 if made else self.skipped_in_a_row + 1
         self.scaler.update()
         return found, made
 
@@ -149,12 +162,14 @@ class _Update:
         return {
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "skipped_in_a_row": self.skipped_in_a_row,
             "teacher": teacher.state_dict() if teacher else None,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.optimiser.load_state_dict(state["optimiser"])
         self.scaler.load_state_dict(state["scaler"])
+        self.skipped_in_a_row = state["skipped_in_a_row"]
         if self.loss.teacher:
             self.loss.teacher.load_state_dict(state["teacher"])
 
@@ -180,7 +195,7 @@ class _Training:
 
     def __init__(self, stage: Stage, store: StageStore, device: torch.device, lease: Lease | None) -> None:
         self.stage, self.store, self.device, self.lease = stage, store, device, lease
-        self.corpus: Corpus = read_corpus(stage.corpus)
+        self.corpus = _corpus_of(stage)
         self.symbols = symbols_of((u.text or "" for u in self.corpus.train), stage.phones)
         self.model = build_model(stage, store, len(self.symbols)).to(device)
         if stage.compile_layers:
@@ -190,7 +205,7 @@ class _Training:
         self.updates = [_Update(self.model, phase, scale_loss=scale_loss, device=device) for phase in stage.phases]
         self.streams = {name: self._stream(name) for name in stage.streams}
         self.step = 0
-        self.skipped_steps = self.skipped_in_a_row = 0
+        self.skipped_steps = 0
         self.kept: _Kept | None = None
         self.reports: list[Report] = []
         self.sums: dict[str, Tensor] = {}  # of each term since the last report: (sum, count)
@@ -208,8 +223,9 @@ class _Training:
             if metrics:
                 self.reports.append(self._report(metrics))
                 report(self.reports[-1])
-            # Only between reports' sums: then the checkpoint needs nothing that is spread over the workers.
-            if rank() == 0 and not self.sums and time.monotonic() - saved_at > self.stage.checkpoint_seconds:
+            # Several workers: only between reports' sums, for the checkpoint holds nothing that is spread over them.
+            whole = world_size() == 1 or not self.sums
+            if rank() == 0 and whole and time.monotonic() - saved_at > self.stage.checkpoint_seconds:
                 self._save_checkpoint()
                 saved_at = time.monotonic()
         return self._finish()
@@ -234,15 +250,15 @@ class _Training:
         self.step += 1
 
     def _count_skipped(self, made: bool, phase: int) -> None:
-        """Raises DivergedError after too many updates in a row that could not be made."""
-        self.skipped_in_a_row = 0 if made else self.skipped_in_a_row + 1
+        """Raises DivergedError after too many updates of a phase in a row that could not be made."""
         self.skipped_steps += not made
+        in_a_row = self.updates[phase].skipped_in_a_row
         last = self.step + 1 == self.stage.steps
-        if self.skipped_in_a_row > (MAX_SKIPPED_AT_THE_END if last else MAX_SKIPPED_IN_A_ROW):
+        if in_a_row > (MAX_SKIPPED_AT_THE_END if last else MAX_SKIPPED_IN_A_ROW):
             rates = ", ".join(f"{part} {rate:g}" for part, rate in self.stage.phases[phase].learning_rates.items())
             raise DivergedError(
                 f"training diverged at step {self.step + 1} of {self.stage.steps}: the gradient was not finite "
-                f"{self.skipped_in_a_row} times in a row; learning rates: {rates}; try lower ones"
+                f"{in_a_row} times in a row; learning rates: {rates}; try lower ones"
             )
 
     def _due_metrics(self) -> dict[str, float]:
@@ -350,7 +366,8 @@ class _Training:
                 "step": self.step,
                 "model": self.model.state_dict(),
                 "updates": [update.state() for update in self.updates],
-                "skipped": [self.skipped_steps, self.skipped_in_a_row],
+                "skipped_steps": self.skipped_steps,
+                "sums": self.sums,
                 "kept": asdict(self.kept) if self.kept else None,
                 "streams": {name: stream.state() for name, stream in self.streams.items()},
                 "reports": [report.model_dump() for report in self.reports],
@@ -367,12 +384,14 @@ class _Training:
         path = self.folder / "checkpoint.pt"
         if not agree(path.is_file()):
             return
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         for update, saved in zip(self.updates, state["updates"], strict=True):
             update.load_state(saved)
-        self.skipped_steps, self.skipped_in_a_row = state["skipped"]
+        self.skipped_steps = state["skipped_steps"]
+        share = 1.0 if rank() == 0 else 0.0  # of what one worker had summed up
+        self.sums = {name: pair.to(self.device) * share for name, pair in state["sums"].items()}
         self.kept = _Kept(**state["kept"]) if state["kept"] else None
         for name, stream in self.streams.items():
             stream.load_state(state["streams"][name])
@@ -394,6 +413,18 @@ class _Training:
             self.store.commit(self.stage, result)
         agree(None)  # no worker goes on before the stage is stored
         return result
+
+
+def _corpus_of(stage: Stage) -> Corpus:
+    """Raises CorpusError when the data is no longer that which identifies the stage."""
+    corpus = read_corpus(stage.corpus)
+    found = corpus.fingerprint(stage.streams)
+    if found != stage.data_fingerprint:
+        raise CorpusError(
+            f"the corpus of {stage.name()} is not the one that it was planned with (fingerprint {found}, planned "
+            f"{stage.data_fingerprint}); plan it again, or restore the corpus"
+        )
+    return corpus
 
 
 def build_model(stage: Stage, store: StageStore, num_symbols: int) -> AcousticModel:

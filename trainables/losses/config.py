@@ -30,6 +30,7 @@ class MaskConfig(Config):
     time_length: int = Field(5, ge=1, description="Frames in a span.")
     channel_probability: float = Field(0.1, ge=0, le=1, description="Zeroed channels / channels, likewise.")
     channel_length: int = Field(8, ge=1, description="Channels in a span.")
+    min_spans: int = Field(0, ge=0, description="Spans in an utterance, at least (fairseq: 2).")
     equal: bool = Field(False, description=EQUAL_MASKS)
 
 
@@ -98,8 +99,8 @@ class CpcConfig(_SelfSupervisedConfig):
     """Frame-level contrastive predictive coding: from a window of speech, which are the frames that follow it?
 
     As in BL-JUST's later code: one linear layer applied again and again predicts the features of the following frames
-    from the last frame of a window. Distractors are other frames of the same utterance (there: of the batch). What a
-    recurrent backbone's last layer reads backwards is not trained: at the last frame it has only begun.
+    from the last frame of a window. Distractors are other frames of the same utterance (there: of the batch). The
+    recurrent matrix of a last layer that reads backwards is not trained: at the last frame it has only begun.
     """
 
     kind: Literal["cpc"] = "cpc"

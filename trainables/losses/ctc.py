@@ -39,6 +39,7 @@ def ctc_log_probabilities(
             purpose="augment",
             probability=mask.time_probability,
             length=mask.time_length,
+            min_spans=mask.min_spans,
         )
         if mask.equal:
             mask_BT = equalise(mask_BT, batch.seeds, batch.counted, device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,9 +11,21 @@ from trainables.data.batches import Batch
 from trainables.models.acoustic import Backbone
 
 
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.scale, None
+
+
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
-    """`x`, whose gradient is multiplied by `scale` on the way back."""
-    return x if scale == 1.0 else x * scale + x.detach() * (1.0 - scale)
+    """`x` as it is, whose gradient is multiplied by `scale` on the way back."""
+    scaled: Tensor = x if scale == 1.0 else _ScaledGradient.apply(x, scale)
+    return scaled
 
 
 def local_features(backbone: Backbone, batch: Batch, gradient: float) -> tuple[Tensor, Tensor]:

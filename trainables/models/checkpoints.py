@@ -21,6 +21,7 @@ from trainables.models.checkpoint_files import CheckpointError, described_model,
 from trainables.models.config import TransformerConfig
 from trainables.models.huggingface import Names
 from trainables.models.presets import ModelConfig
+from trainables.models.self_supervised import SelfSupervisedHead
 
 Weights = Mapping[str, Tensor]
 _WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
@@ -227,13 +228,14 @@ def check_fits(checkpoint: Checkpoint, model: ModelConfig) -> None:
 
 
 def take_over(checkpoint: Checkpoint, model: AcousticModel, parts: Collection[str]) -> None:
-    """Start the model from the checkpoint: its backbone, and its self-supervised head where it is wanted and there.
+    """Start the model from the checkpoint: its backbone, and its contrastive head where it is wanted and there.
 
     Raises CheckpointError.
     """
     check_fits(checkpoint, model.config)
     checkpoint.load_into(model, "backbone")
-    if "self_supervised_head" in parts and checkpoint.holds(model, "self_supervised_head"):
+    contrastive = isinstance(model.self_supervised_head, SelfSupervisedHead)
+    if "self_supervised_head" in parts and contrastive and checkpoint.holds(model, "self_supervised_head"):
         checkpoint.load_into(model, "self_supervised_head")
 
 

@@ -7,6 +7,7 @@ U = floor(T / s) frames of the context network.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -176,9 +177,8 @@ class Transformer(nn.Module):
         relative = self.relative(num_frames) if self.relative is not None else None
         for index, layer in enumerate(self.layers):
             if self.training and seed is not None and _dropped(seed, index, self.config.dropout.layer):
-                # The gradient of a layer left out is zero, not missing: DistributedDataParallel waits for each.
                 unused = [*layer.parameters(), *(self.relative.parameters() if self.relative is not None else ())]
-                x_BUE = x_BUE + 0.0 * sum(p.sum() for p in unused)
+                x_BUE = _Unused.apply(x_BUE, *unused)
             else:
                 x_BUE = layer(x_BUE, valid_BU, relative)
         return x_BUE
@@ -220,6 +220,19 @@ class Transformer(nn.Module):
         table_RE = self.relative.table() if self.relative is not None else None
         for layer in self.layers if table_RE is not None else ():
             layer.attention.cache_positions(table_RE)  # type: ignore[union-attr, operator]
+
+
+class _Unused(torch.autograd.Function):
+    """`x` as it is; the gradient of the parameters is zero, not missing: DistributedDataParallel waits for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
+        return gradient, *(torch.zeros_like(p) for p in ctx.saved_tensors)
 
 
 def _dropped(seed: int, layer: int, probability: float) -> bool:

@@ -9,11 +9,21 @@ from pydantic import BeforeValidator, Field, model_validator
 from trainables.config import Config, cosmetic
 from trainables.data.config import CorpusConfig, CropConfig
 from trainables.losses.config import BilevelConfig, ContrastiveConfig, CtcConfig, SelfSupervisedLossConfig
-from trainables.models.config import DropoutConfig
 from trainables.regimes.presets import fill_in
 from trainables.stage import OptimiserConfig, Precision, ScheduleConfig, TriStageConfig
 
 LearningRate = Annotated[float, Field(gt=0)]
+
+
+class StageDropoutConfig(Config):
+    """Dropouts of a transformer in one stage; None: the model's (`trainables.models.config.DropoutConfig`)."""
+
+    hidden: float | None = Field(None, ge=0, lt=1)
+    attention: float | None = Field(None, ge=0, lt=1)
+    activation: float | None = Field(None, ge=0, lt=1)
+    input: float | None = Field(None, ge=0, lt=1)
+    features: float | None = Field(None, ge=0, lt=1)
+    layer: float | None = Field(None, ge=0, lt=1)
 
 
 class StageSettings(Config):
@@ -21,7 +31,9 @@ class StageSettings(Config):
 
     preset: str | None = cosmetic(None, description="Name of the published settings that fill in what is not given.")
     steps: int | None = Field(None, ge=1, description="Optimiser updates.")
-    epochs: float | None = Field(None, gt=0, description="Instead of steps: passes over the stage's speech.")
+    epochs: float | None = Field(
+        None, gt=0, description="Instead of steps: as many as hold that many times the stage's speech in full batches."
+    )
     corpus: CorpusConfig | None = Field(None, description="None: the trial's.")
     batch_seconds: float = Field(24.0, gt=0, description="Padded audio of the global batch, over all workers.")
     accumulation: int = Field(
@@ -34,7 +46,7 @@ class StageSettings(Config):
     crop: CropConfig | None = Field(None, description="Of unlabelled speech. None: batches are padded.")
     schedule: ScheduleConfig = TriStageConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
-    dropout: DropoutConfig | None = Field(None, description="Of a transformer, in this stage. None: the model's.")
+    dropout: StageDropoutConfig | None = Field(None, description="Of a transformer, in this stage.")
     report_every: int = Field(10, ge=1, description="Steps between reports of the training loss.")
     seed: int | None = Field(None, description="None: the trial's seed, so that every seed trains its own stage.")
     precision: Precision = Field(

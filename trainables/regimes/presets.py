@@ -125,6 +125,7 @@ def _finetune(
                 "time_length": 10,
                 "channel_probability": channel_probability,
                 "channel_length": 64,
+                "min_spans": 2,
                 "equal": True,
             },
         },
@@ -190,7 +191,7 @@ _BL_JUST = {
     "upper_learning_rate": 1e-4,
     "report_every": 100,
     "evaluate_every": 5 * _BL_JUST_EPOCH,
-    "loss": {"gamma_start": 0.0, "gamma_end": 0.4},
+    "loss": {"gamma_start": 0.0, "gamma_end": 0.4, "self_supervised": {"kind": "cpc"}},
 }
 
 # Wav2Vec2-JUST (P-BLJ Table 3): its numbers are not published. These are this project's choice, with the masks, batches

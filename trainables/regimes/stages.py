@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainables.data.config import CorpusConfig
+from trainables.data.phones import LANGUAGES, pronouncer
 from trainables.losses.config import BilevelConfig, CtcConfig, LossConfig, Part, PseudoLabelConfig, Stream
 from trainables.models.config import TransformerConfig
 from trainables.models.presets import ModelConfig
@@ -22,6 +23,7 @@ from trainables.regimes.config import (
     PretrainSettings,
     RegimeConfig,
     SemiSupervisedSettings,
+    StageDropoutConfig,
     StageSettings,
     SupervisedRegime,
     SupervisedSettings,
@@ -63,22 +65,24 @@ def _stage(
 ) -> Stage:
     data = setting.read(corpus or settings.corpus or setting.corpus)
     reads = {stream for phase in phases for stream in phase.loss.streams}
-    model = setting.model
-    if settings.dropout and isinstance(model, TransformerConfig):
-        model = model.with_(dropout=settings.dropout)
+    steps = _steps(settings, data, "labelled" if "labelled" in reads else "unlabelled")
+    frozen = max(phase.frozen_backbone_steps for phase in phases)
+    if frozen >= steps:
+        raise ValueError(f"frozen_backbone_steps is {frozen}, and the stage has {steps} steps; it must be smaller")
     evaluated = settings if isinstance(settings, EvaluatedSettings) else None
     return Stage(
         kind=kind,
         corpus=data.corpus,
         data_fingerprint="-".join(data.fingerprints[stream] for stream in sorted(reads)),
-        model=model,
+        model=_with_dropout(setting.model, settings.dropout),
         phases=phases,
-        steps=_steps(settings, data, "labelled" if "labelled" in reads else "unlabelled"),
+        steps=steps,
         batch_seconds=settings.batch_seconds,
         accumulation=settings.accumulation,
         augment_speed=settings.augment_speed,
-        crop=settings.crop,
+        crop=settings.crop if "unlabelled" in reads else None,
         phones=phones,
+        pronouncer=pronouncer(phones) if phones in LANGUAGES else None,
         schedule=settings.schedule,
         report_every=settings.report_every,
         evaluate_every=evaluated.evaluate_every if evaluated else None,
@@ -92,6 +96,15 @@ def _stage(
         compile_layers=settings.compile_layers,
         checkpoint_seconds=settings.checkpoint_seconds,
     )
+
+
+def _with_dropout(model: ModelConfig, dropout: StageDropoutConfig | None) -> ModelConfig:
+    """The model with the stage's dropouts. Raises ValueError for a model that is no transformer."""
+    if dropout is None:
+        return model
+    if not isinstance(model, TransformerConfig):
+        raise ValueError(f"dropout of a stage is for transformers; a {model.kind} has one of its own, model.dropout")
+    return model.with_(dropout=model.dropout.with_(**dropout.model_dump(exclude_none=True)))
 
 
 def _steps(settings: StageSettings, data: StageData, stream: Stream) -> int:
