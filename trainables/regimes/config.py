@@ -83,7 +83,9 @@ class SupervisedSettings(EvaluatedSettings):
     """Training with CTC on labelled audio, evaluated on dev as it goes."""
 
     learning_rate: LearningRate = 1e-3
-    frozen_backbone_steps: int = Field(0, ge=0, description="First updates, in which only the CTC head learns.")
+    frozen_backbone_steps: int = Field(
+        0, ge=0, description="First updates, in which only the CTC head learns; all of them: a probe."
+    )
     loss: CtcConfig = CtcConfig()
 
 
@@ -132,7 +134,9 @@ class SemiSupervisedSettings(EvaluatedSettings):
     """
 
     learning_rate: LearningRate = 1e-3
-    frozen_backbone_steps: int = Field(0, ge=0, description="First updates, in which only the CTC head learns.")
+    frozen_backbone_steps: int = Field(
+        0, ge=0, description="First updates, in which only the CTC head learns; all of them: a probe."
+    )
     labels: Literal["characters", "phones"] = "characters"
     unlabelled: Literal["none", "contrastive", "pseudo_labels"] = Field(
         "none", description="Loss on unlabelled speech; pseudo_labels are those of an EMA teacher."

@@ -65,10 +65,6 @@ def _stage(
 ) -> Stage:
     data = setting.read(corpus or settings.corpus or setting.corpus)
     reads = {stream for phase in phases for stream in phase.loss.streams}
-    steps = _steps(settings, data, "labelled" if "labelled" in reads else "unlabelled")
-    frozen = max(phase.frozen_backbone_steps for phase in phases)
-    if frozen >= steps:
-        raise ValueError(f"frozen_backbone_steps is {frozen}, and the stage has {steps} steps; it must be smaller")
     evaluated = settings if isinstance(settings, EvaluatedSettings) else None
     return Stage(
         kind=kind,
@@ -76,7 +72,7 @@ def _stage(
         data_fingerprint="-".join(data.fingerprints[stream] for stream in sorted(reads)),
         model=_with_dropout(setting.model, settings.dropout),
         phases=phases,
-        steps=steps,
+        steps=_steps(settings, data, "labelled" if "labelled" in reads else "unlabelled"),
         batch_seconds=settings.batch_seconds,
         accumulation=settings.accumulation,
         augment_speed=settings.augment_speed,
