@@ -89,6 +89,19 @@ def test_a_stored_stage_trains_with_what_it_starts_from(
     assert_same_results(trial, loop, StageStore(tmp_path))
 
 
+def test_a_stored_stage_whose_corpus_has_changed_since_is_exit_code_3(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = spanish_rows(16)
+    trial = small_trial(write_corpus(tmp_path / "corpus", rows), {"kind": "supervised", "train": {"steps": 1}})
+    (stage,), store = stages(trial), StageStore(tmp_path / "first")
+    run(stage, store)
+    write_corpus(tmp_path / "corpus", [{**rows[0], "text": "otra frase"}, *rows[1:]])
+    assert main([str(store.folder(stage) / "stage.json"), "--storage", str(tmp_path / "second")]) == 3
+    assert f"the corpus of {stage.name()} is not the one that it was planned with" in capsys.readouterr().err
+    assert StageStore(tmp_path / "second").result(stage) is None
+
+
 def test_two_processes_of_torchrun_train_as_one(small_corpus: Path, tmp_path: Path) -> None:
     """Measured: losses differ by 2e-7 of themselves."""
     trial = small_trial(small_corpus, bl_just(5))

@@ -31,7 +31,7 @@ from trainables.distributed import rank, world_size
 from trainables.evaluate import Hypothesis, error_rates, transcribe
 from trainables.loop import DivergedError, build_model, run_stage
 from trainables.losses.build import LOSSES
-from trainables.losses.config import CtcConfig
+from trainables.losses.config import ContrastiveConfig, CtcConfig
 from trainables.losses.contrastive import contrastive_terms
 from trainables.losses.ctc import ctc_terms
 from trainables.losses.terms import Terms
@@ -409,16 +409,32 @@ class BrokenConfig(CtcConfig):
     broken_steps: tuple[int, ...]
 
 
+class BrokenContrastiveConfig(ContrastiveConfig):
+    """The contrastive loss, likewise."""
+
+    broken_steps: tuple[int, ...]
+
+
+def broken_if_due(terms: Terms, config: BrokenConfig | BrokenContrastiveConfig, progress: Progress) -> Terms:
+    if progress.step not in config.broken_steps or rank() < world_size() - 1:
+        return terms
+    return {name: replace(term, sum=term.sum * math.nan) for name, term in terms.items()}
+
+
 def broken_terms(model: AcousticModel, batches: Any, config: BrokenConfig, progress: Progress) -> Terms:
-    terms = ctc_terms(model, batches["labelled"], config)
-    if progress.step in config.broken_steps and rank() == world_size() - 1:
-        terms["ctc"] = replace(terms["ctc"], sum=terms["ctc"].sum * math.nan)
-    return terms
+    return broken_if_due(ctc_terms(model, batches["labelled"], config), config, progress)
+
+
+def broken_contrastive_terms(
+    model: AcousticModel, batches: Any, config: BrokenContrastiveConfig, progress: Progress
+) -> Terms:
+    return broken_if_due(contrastive_terms(model, batches["unlabelled"], config, progress), config, progress)
 
 
 @pytest.fixture(autouse=True)
-def _broken_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+def _broken_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, BrokenConfig, broken_terms)
+    monkeypatch.setitem(LOSSES, BrokenContrastiveConfig, broken_contrastive_terms)
 
 
 def broken(corpus: Path, steps: int, broken_steps: Sequence[int]) -> Stage:
@@ -438,6 +454,22 @@ def test_an_update_that_is_not_finite_changes_nothing_and_training_goes_on(small
     reports = store.result(stage).reports
     assert [r.metrics.get("skipped_steps") for r in reports] == [None, None, 1, 2, 2, 2]
     assert ["ctc" in r.metrics for r in reports] == [True, True, False, False, True, True]
+
+
+def test_an_update_that_is_not_finite_leaves_the_statistics_of_batch_normalisation(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    """Step 1 of 3: they are found in the forward pass, before it shows that the gradient is not finite."""
+    store, model = StageStore(tmp_path), {**TRANSFORMER, "projection": {"kind": "mlp", "hidden_width": 24}}
+    stage = chain_of(small_corpus, finetuned({}), model)[0]
+    loss = BrokenContrastiveConfig(broken_steps=(1,))
+    stage = stage.with_(phases=(stage.phases[0].with_(loss=loss),))
+    states = weights_by_step(stage, store)
+    statistics = [name for name in states[0] if "running" in name or "batches_tracked" in name]
+    assert len(statistics) == 6
+    moved = [changed(before, after, list(before)) for before, after in itertools.pairwise(states)]
+    assert moved[1] == set()
+    assert all({*statistics} <= names for names in (moved[0], moved[2]))
 
 
 def test_a_stage_that_skips_updates_resumes_to_the_last_bit(small_corpus: Path, tmp_path: Path) -> None:
@@ -465,6 +497,14 @@ def test_too_many_updates_that_are_not_finite_end_the_stage(
     with pytest.raises(DivergedError, match=message):
         run(stage, store)
     assert store.result(stage) is None
+
+
+def test_updates_that_are_not_finite_are_counted_in_a_row_for_each_phase(small_corpus: Path, tmp_path: Path) -> None:
+    """Every other update is that of a phase that always fails; 2 x 20 are made before its 21st."""
+    stage = broken(small_corpus, 60, range(60))
+    stage = stage.with_(phases=(stage.phases[0], supervised(small_corpus).phases[0]))
+    with pytest.raises(DivergedError, match=r"diverged at step 41 of 60: .* 21 times in a row"):
+        run(stage, StageStore(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -513,10 +553,19 @@ def _worker(place: int, stages: list[Stage], root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory, chains: dict[str, list[Stage]]) -> StageStore:
-    root = tmp_path_factory.mktemp("together")
-    mp.spawn(_worker, args=([*itertools.chain(*chains.values())], root), nprocs=2)
-    return StageStore(root)
+def begun_alone(small_corpus: Path) -> Stage:
+    """Reports the mean of three steps; one worker leaves it after two."""
+    return supervised(small_corpus, 6, report_every=3, seed=1)
+
+
+@pytest.fixture(scope="module")
+def together(
+    tmp_path_factory: pytest.TempPathFactory, chains: dict[str, list[Stage]], begun_alone: Stage
+) -> StageStore:
+    store = StageStore(tmp_path_factory.mktemp("together"))
+    interrupted(begun_alone, store, 3)
+    mp.spawn(_worker, args=([begun_alone, *itertools.chain(*chains.values())], store.root), nprocs=2)
+    return store
 
 
 @by_name
@@ -552,6 +601,15 @@ def test_two_workers_train_as_one(
         for key, tensor in weights(stage, alone).items():
             torch.testing.assert_close(theirs[key], tensor, rtol=relative, atol=absolute)
         assert not list(together.folder(stage).glob("kept-*"))
+
+
+def test_two_workers_go_on_where_one_was_interrupted(begun_alone: Stage, together: StageStore, tmp_path: Path) -> None:
+    """Between two reports of the loss; the tolerance is that of two workers from the start."""
+    found = together.result(begun_alone).reports
+    assert found[0].accelerator_seconds < 2 * found[0].elapsed_seconds
+    for one, two in zip(run(begun_alone, StageStore(tmp_path)), found, strict=True):
+        assert two.metrics == pytest.approx(one.metrics, rel=1e-4, abs=1e-6)
+        assert (two.step, two.audio_seconds) == (one.step, pytest.approx(one.audio_seconds))
 
 
 @pytest.mark.parametrize("name", ["extractor 0", "frozen backbone"])
