@@ -311,6 +311,7 @@ class _Training:
     def _restore_kept(self) -> None:
         agree(None)  # the first worker has written it
         self._trained().load_state_dict(safetensors.torch.load_file(self._kept_file(), device=str(self.device)))
+        agree(None)  # all have read it, before it goes
 
     def _trained(self) -> nn.ModuleDict:
         """The parts of the model that the stage trains."""

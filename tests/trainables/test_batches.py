@@ -250,3 +250,11 @@ def test_a_file_without_sound_is_named(tmp_path: Path, samples: np.ndarray) -> N
     silent = wav(tmp_path / "silent.wav", samples, SAMPLE_RATE_HZ)
     with pytest.raises(CorpusError, match=rf"^{re.escape(str(silent.path))}: holds no sound"):
         make_batch([silent], None, [0])
+
+
+def test_samples_of_another_scale_are_refused_with_the_file(tmp_path: Path) -> None:
+    """A float file in the scale of 16-bit integers would overflow 16-bit floats, and no step with it could be made."""
+    path = tmp_path / "loud.wav"
+    soundfile.write(path, np.sin(np.arange(8000)) * 32_000.0, SAMPLE_RATE_HZ, subtype="FLOAT")
+    with pytest.raises(CorpusError, match=r"loud\.wav: has samples up to 3\d+, not in \[-1, 1\]"):
+        load_audio(path)

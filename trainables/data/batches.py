@@ -24,6 +24,7 @@ from trainables.data.seeds import fold, numpy_generator
 from trainables.data.symbols import Symbols
 
 SPEEDS = (0.9, 1.0, 1.1)
+LOUDEST = 1_000.0  # of a sample: what is beyond was written in another scale
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def read_audio(path: Path) -> np.ndarray:
         mono = torchaudio.functional.resample(mono, rate_hz, SAMPLE_RATE_HZ)
     if not mono.numel() or not torch.isfinite(mono).all() or not mono.any():
         raise CorpusError(f"{path}: holds no sound; remove its line from the manifest")
+    if float(mono.abs().max()) > LOUDEST:
+        raise CorpusError(f"{path}: has samples up to {float(mono.abs().max()):g}, not in [-1, 1]; convert it")
     return mono.numpy().astype(np.float16)
 
 
