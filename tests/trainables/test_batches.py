@@ -256,5 +256,5 @@ def test_samples_of_another_scale_are_refused_with_the_file(tmp_path: Path) -> N
     """A float file in the scale of 16-bit integers would overflow 16-bit floats, and no step with it could be made."""
     path = tmp_path / "loud.wav"
     soundfile.write(path, np.sin(np.arange(8000)) * 32_000.0, SAMPLE_RATE_HZ, subtype="FLOAT")
-    with pytest.raises(CorpusError, match=r"loud\.wav: has samples up to 3\d+, not in \[-1, 1\]"):
+    with pytest.raises(CorpusError, match=r"loud\.wav: has samples up to 31999.8, not in"):
         load_audio(path)
