@@ -7,10 +7,13 @@ errors of a sweep file answer without importing torch.
 from __future__ import annotations
 
 import copy
+import difflib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Preset = TypeVar("Preset")
 
 
 class Config(BaseModel):
@@ -31,6 +34,15 @@ def cosmetic(default: Any, *, description: str, **constraints: Any) -> Any:
 def default_kind(kind: str) -> BeforeValidator:
     """For a union by `kind`: settings without one are of this kind."""
     return BeforeValidator(lambda given: {"kind": kind, **given} if isinstance(given, Mapping) else given)
+
+
+def preset_named(presets: Mapping[str, Preset], name: Any, of: str = "") -> Preset:
+    """The preset of this name. Raises ValueError that says which is near, or which there are."""
+    if isinstance(name, str) and name in presets:
+        return presets[name]
+    near = difflib.get_close_matches(str(name), presets, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"the presets are {', '.join(presets)}"
+    raise ValueError(f"no preset {name!r}{of}; {hint}")
 
 
 class Progress(NamedTuple):

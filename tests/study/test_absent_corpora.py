@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from study.plan import make_plan, plan_as_dict
-from study.run import main
 from study.spec import read_spec
 from tests.study.builders import pretrain_finetune, sweep
+from tests.study.conftest import Call
 from trainables.settings_file import SettingsError
-
-Call = Callable[..., tuple[int, str, str]]
 
 SWEEP = """\
 study: absent
@@ -38,18 +35,6 @@ search: {{trials: 1}}
 replication: {{seeds: 0}}
 convergence: {{target: 0.4}}
 """
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """The exit code of a command, what it printed, and what it printed as errors."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 def write(folder: Path) -> Path:

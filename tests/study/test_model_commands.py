@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from study.run import main
 from study.spec import StudySpec, read_spec
 from tests.conftest import SMALL_MODEL, SMALL_TRANSFORMER, small_trial
 from tests.study.builders import add_trial, open_study, spec_of, supervised, write_sweep
+from tests.study.conftest import Call
 from tests.trainables.builders import corpus_of
 from trainables.loop import run_stage
 from trainables.models.config import CnnGruConfig, TransformerConfig
@@ -32,7 +33,6 @@ from trainables.store import StageStore
 from trainables.trial import stages_of
 
 Settings = dict[str, Any]
-Call = Callable[..., tuple[int, str, str]]
 
 MODELS: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 TRANSFORMER: Settings = {**SMALL_TRANSFORMER, "layers": 1}
@@ -42,18 +42,6 @@ BRIEF: Settings = {"steps": 2, "learning_rate": 1e-4, "batch_seconds": 6, "repor
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """The exit code of a command, what it printed, and what it printed as errors."""
-
-    def run(*words: object) -> tuple[int, str, str]:
-        code = main([str(word) for word in words])
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
 
 
 class TestModels:

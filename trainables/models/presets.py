@@ -5,13 +5,12 @@ A sweep names one as `model: {preset: sew_d_tiny}`, and may set or search any ot
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from trainables.config import merge
+from trainables.config import merge, preset_named
 from trainables.models.config import (
     CnnGruConfig,
     CompactCnnGruConfig,
@@ -105,11 +104,7 @@ def fill_in(given: Any) -> Any:
     name = given.get("preset") if isinstance(given, Mapping) else None
     if name is None:
         return given
-    if not isinstance(name, str) or name not in PRESETS:
-        near = difflib.get_close_matches(str(name), PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the presets are {', '.join(PRESETS)}"
-        raise ValueError(f"no preset {name!r}; {hint}")
-    preset = PRESETS[name].model_dump(exclude_none=True)
+    preset = preset_named(PRESETS, name).model_dump(exclude_none=True)
     if given.get("kind", preset["kind"]) != preset["kind"]:
         raise ValueError(f"preset {name!r} is of kind {preset['kind']!r}, got kind {given['kind']!r}; leave kind out")
     return merge(preset, given)

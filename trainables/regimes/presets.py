@@ -11,13 +11,12 @@ the paper on bilevel joint training of wav2vec 2.0 and CNN-LSTM models, "BL-JUST
 
 from __future__ import annotations
 
-import difflib
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trainables.config import merge
+from trainables.config import merge, preset_named
 
 StageType = Literal["pretrain", "supervised", "joint", "final", "weighted_sum", "semi_supervised"]
 
@@ -371,11 +370,7 @@ def _fill_in(presets: Mapping[str, Preset], given: Any) -> Any:
     name = given.get("preset") if isinstance(given, Mapping) else None
     if name is None:
         return given
-    if not isinstance(name, str) or name not in presets:
-        near = difflib.get_close_matches(str(name), presets, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the presets are {', '.join(presets)}"
-        raise ValueError(f"no preset {name!r} of such a stage; {hint}")
-    settings = dict(presets[name].settings)
+    settings = dict(preset_named(presets, name, " of such a stage").settings)
     if given.get("steps") is not None or given.get("epochs") is not None:  # what is given is the length
         settings = {field: value for field, value in settings.items() if field not in ("steps", "epochs")}
     return merge(settings, given)
