@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,7 +19,15 @@ AXES: dict[Axis, str] = {
     "accelerator_seconds": "accelerator time",
 }
 
-RATES = ("dev_cer", "dev_wer", "test_cer", "test_wer")
+# In the order in which they are shown. Every trial has character and word error rates; code-switched speech has mixed
+# ones, too, and a study with a language model has each with it.
+RATES = tuple(
+    f"{split}_{rate}{decoding}"
+    for split in ("dev", "test")
+    for rate in ("cer", "wer", "mer", "mer_switched", "mer_monolingual", "pier")
+    for decoding in ("", "_lm")
+)
+ALWAYS_SHOWN = frozenset(f"{split}_{rate}" for split in ("dev", "test") for rate in ("cer", "wer"))
 
 
 @dataclass(frozen=True)
@@ -210,10 +219,18 @@ def answer_as_dict(found: Answer) -> dict[str, Any]:
     }
 
 
+def shown_rates(found: Iterable[Mapping[str, object]]) -> list[str]:
+    """The metrics of RATES that a table has columns for: those that any of its rows has, and the usual four."""
+    there = {name for rates in found for name in rates}
+    return [name for name in RATES if name in there or name in ALWAYS_SHOWN]
+
+
 def metric_name(metric: str) -> str:
-    """`dev_cer` as a person reads it."""
-    split, _, rate = metric.partition("_")
-    return f"{split} {rate.upper()}"
+    """`dev_cer` as a person reads it; `dev_wer_lm` is `dev WER + LM`."""
+    split, _, rate = metric.removesuffix("_lm").partition("_")
+    name, _, of = rate.partition("_")
+    decoding = " + LM" if metric.endswith("_lm") else ""
+    return f"{split} {name.upper()}{f' {of}' if of else ''}{decoding}"
 
 
 def rate_text(mean: Mean | None) -> str:

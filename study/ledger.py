@@ -325,12 +325,15 @@ class Ledger:
             return [dict(row) for row in db.execute(query).mappings()]
 
     def final(self, study: str, trial: str) -> dict[str, float]:
-        """The results of the trial: the last value of each metric of its last stage.
+        """The results of the trial: the last value of each metric of its last stage, and of decoding after it.
 
         Where that stage kept its best weights, its results on dev are those of the weights that it kept.
         """
         stages = self.trial_stages(study, trial)
-        last = {row["metric"]: row["value"] for row in self._points_of(stages[-1]["stage"])} if stages else {}
+        trained = [stage for stage in stages if stage["kind"] != "decode"]
+        decoded = [stage for stage in stages if stage["kind"] == "decode"]
+        rows = [row for stage in (*trained[-1:], *decoded) for row in self._points_of(stage["stage"])]
+        last = {row["metric"]: row["value"] for row in rows}
         return last | {m.removeprefix("kept_"): v for m, v in last.items() if m.startswith("kept_dev_")}
 
     def ranked(self, trials: Iterable[Trial], metric: str) -> list[Trial]:

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.answer import AXES, RATES, Answer, answer, metric_name, rate_text
+from study.answer import AXES, Answer, answer, metric_name, rate_text, shown_rates
 from study.convergence import Axis
 from study.ledger import CurvePoint, Ledger
 from study.spec import StudySpec, without_passwords
@@ -53,10 +53,11 @@ def report_folder(storage: Path, study: str) -> Path:
 
 
 def convergence_figure(spec: StudySpec, ledger: Ledger, found: Answer) -> Figure:
-    """dev WER and CER against updates and against accelerator time; a row for each metric."""
+    """dev WER (or mixed error rate) and CER against updates and against accelerator time; a row for each metric."""
     axes: tuple[Axis, Axis] = ("step", "accelerator_seconds")
     figure, grid = plt.subplots(2, 2, figsize=(10, 7), sharey="row", layout="constrained")
-    for row, metric in zip(grid, ("dev_wer", "dev_cer"), strict=True):
+    upper = "dev_mer" if spec.convergence.metric == "dev_mer" else "dev_wer"
+    for row, metric in zip(grid, (upper, "dev_cer"), strict=True):
         for panel, axis in zip(row, axes, strict=True):
             _panel(panel, spec, ledger, found, metric, axis)
         row[0].set_ylabel(f"{metric_name(metric)}, %")
@@ -145,21 +146,23 @@ def _caption(found: Answer) -> str:
 
 
 def _rate_table(found: Answer) -> str:
-    rows = [[arm.arm, str(len(arm.trials)), *(rate_text(arm.rates.get(name)) for name in RATES)] for arm in found.arms]
+    shown = shown_rates(arm.rates for arm in found.arms)
+    rows = [[arm.arm, str(len(arm.trials)), *(rate_text(arm.rates.get(name)) for name in shown)] for arm in found.arms]
     note = "<p class=note>Mean over seeds, with the 95 % interval of Student's t.</p>"
-    return _table(["arm", "seeds", *map(metric_name, RATES)], rows) + note
+    return _table(["arm", "seeds", *map(metric_name, shown)], rows) + note
 
 
 def _cell_sections(found: Answer) -> list[str]:
     """The results of every configuration, where an arm has several of them."""
     if len(found.cells) <= len(found.arms):
         return []
+    shown = shown_rates(cell.rates for cell in found.cells)
     rows = [
-        [c.arm, point_text(c.point) or "-", str(len(c.trials)), *(rate_text(c.rates.get(name)) for name in RATES)]
+        [c.arm, point_text(c.point) or "-", str(len(c.trials)), *(rate_text(c.rates.get(name)) for name in shown)]
         for c in found.cells
     ]
     note = "<p class=note>Mean over all seeds, with the 95 % interval of Student's t where there are several.</p>"
-    table = _table(["arm", "searched values", "seeds", *map(metric_name, RATES)], rows)
+    table = _table(["arm", "searched values", "seeds", *map(metric_name, shown)], rows)
     return ["<h2>Results of each configuration</h2>", table + note]
 
 
@@ -190,16 +193,26 @@ def _trial_table(spec: StudySpec, ledger: Ledger) -> str:
     trials = ledger.trials(spec.study)
     ranked = ledger.ranked(trials, spec.search.metric)
     rows = []
+    finals = {trial.trial: ledger.final(spec.study, trial.trial) for trial in trials}
+    shown = shown_rates(finals.values())
     for trial in [*ranked, *(t for t in trials if t not in ranked)]:
-        final, curve = ledger.final(spec.study, trial.trial), ledger.curve(spec.study, trial.trial)
-        metrics = [percent(final.get(name)) for name in ("dev_cer", "dev_wer", "test_cer", "test_wer")]
+        curve = ledger.curve(spec.study, trial.trial)
+        metrics = [percent(finals[trial.trial].get(name)) for name in shown]
         cost = [str(curve[-1].step), duration(curve[-1].accelerator_seconds)] if curve else ["", ""]
         status = f"{trial.status}: {trial.cause}" if trial.cause else trial.status
         rows.append(
             [trial.trial, trial.origin, str(trial.seed), *metrics, *cost, point_text(trial.point) or "-", status]
         )
-    rates = ["dev CER", "dev WER", "test CER", "test WER"]
-    head = ["trial", "origin", "seed", *rates, "updates", "accelerator time", "searched values", "status"]
+    head = [
+        "trial",
+        "origin",
+        "seed",
+        *map(metric_name, shown),
+        "updates",
+        "accelerator time",
+        "searched values",
+        "status",
+    ]
     return _table(head, rows)
 
 

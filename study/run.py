@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from study import corpora, errors, language_model
 from study.spec import StudySpec, read_spec, trials_of, without_passwords
 from trainables.settings_file import SettingsError
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
-VERBS = ("run", "plan", "status", "report", "models", "presets", "export", "transcribe")
+VERBS = ("run", "plan", "status", "report", "errors", "models", "presets", "export", "transcribe", "corpora", "lm")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -72,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("trained", metavar="TRIAL-or-folder", help="a trial, as STUDY/TRIAL or TRIAL, or a folder")
     transcribe.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio, any rate, any channels")
     transcribe.set_defaults(command=_transcribe)
+    for module in (errors, corpora, language_model):
+        module.add_parser(verbs)
     for verb in (status, report, export, transcribe):
         verb.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
     for verb in (plan, status, report, models, presets, transcribe):

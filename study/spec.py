@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -14,10 +14,12 @@ from cluster.ray_job import inside_ray_job
 from search_spaces.space import Point, Space, condition_errors, probe_points
 from trainables.config import Config, merge
 from trainables.settings_file import Location, SettingsError, SettingsFile, did_you_mean, explain, read_settings_file
-from trainables.trial import TrialConfig, problems
+from trainables.trial import TrialConfig, lacks_metric, problems
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
-Metric = Literal["dev_wer", "dev_cer"]
+Metric = Literal["dev_wer", "dev_cer", "dev_mer"]
+FinalMetric = Literal[Metric, "dev_wer_lm", "dev_cer_lm", "dev_mer_lm"]
+METRICS = get_args(FinalMetric)
 
 # Combinations of values that are checked before a study starts; each takes about a millisecond.
 MAX_COMBINATIONS = 2_000
@@ -41,7 +43,9 @@ class SearchSpec(Config):
 
     sampler: Annotated[TpeSampler | RandomSampler, Field(discriminator="kind")] = TpeSampler()
     trials: int = Field(ge=1, description="Trials of each arm (for each combination of its grid, if it has one).")
-    metric: Metric = Field("dev_wer", description="Minimised: its value at the end of the trial.")
+    metric: FinalMetric = Field(
+        "dev_wer", description="Minimised: its value at the end of the trial. `_lm`: decoded with the language model."
+    )
     seed: int = Field(0, ge=0, description="Of the sampler.")
 
 
@@ -208,6 +212,7 @@ def _arm_errors(file: SettingsFile, *, absent_is_fine: bool) -> Iterator[tuple[L
                 yield _where(file, name, location), message
             continue
         found = list(problems(trial, absent_is_fine=absent_is_fine))
+        yield from _metric_errors(file, name, trial)
         for field, message in found:
             yield _where(file, name, (field,)), message
         if found:
@@ -217,6 +222,15 @@ def _arm_errors(file: SettingsFile, *, absent_is_fine: bool) -> Iterator[tuple[L
         except ValidationError:
             continue  # explained with the rest of the file
         yield from _space_errors(space, ("arms", name, "space"), trial, given, absent_is_fine=absent_is_fine)
+
+
+def _metric_errors(file: SettingsFile, arm: str, trial: TrialConfig) -> Iterator[tuple[Location, str]]:
+    """Metrics that the arm will not have."""
+    for section in ("search", "convergence"):
+        settings = file.data.get(section)
+        metric = settings.get("metric") if isinstance(settings, dict) else None
+        if isinstance(metric, str) and metric in METRICS and (message := lacks_metric(trial, metric)):
+            yield (section, "metric"), f"{metric} is not there in arm {arm!r}: {message}"
 
 
 def _where(file: SettingsFile, arm: str, location: Location) -> Location:

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.answer import RATES, Answer, metric_name, rate_text
+from study.answer import RATES, Answer, metric_name, rate_text, shown_rates
 from study.ledger import Ledger, Trial
 from study.plan import Plan
 from study.spec import StudySpec
@@ -174,7 +174,7 @@ class Terminal(Watcher):
             table.add_row(
                 name,
                 stage.kind,
-                ProgressBar(total=stage.steps, completed=report.step, width=16),
+                ProgressBar(total=max(1, stage.steps), completed=report.step, width=16),
                 f"{report.step}/{stage.steps}",
                 self._metrics(active).replace("dev ", ""),
                 f"{active.speed:.0f}",
@@ -196,7 +196,7 @@ class Terminal(Watcher):
 
 def _finals(ledger: Ledger, trial: Trial) -> str:
     final = ledger.final(trial.study, trial.trial)
-    shown = [f"{metric_name(name)} {final[name]:.1%}" for name in ("dev_cer", "dev_wer") if name in final]
+    shown = [f"{metric_name(name)} {final[name]:.1%}" for name in RATES if name.startswith("dev_") and name in final]
     return ", ".join(shown)
 
 
@@ -204,12 +204,14 @@ def ranking(spec: StudySpec, ledger: Ledger) -> Table:
     """Finished trials, best first, with what was varied."""
     trials = ledger.ranked(ledger.trials(spec.study), spec.search.metric)
     table = Table(title="Trials, best first", title_justify="left")
-    for heading in ("trial", "dev CER", "dev WER", "test CER", "test WER", "updates", "time"):
+    finals = {trial.trial: ledger.final(spec.study, trial.trial) for trial in trials}
+    shown = shown_rates(finals.values())
+    for heading in ("trial", *map(metric_name, shown), "updates", "time"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "trial" else "right")
     table.add_column("searched values", overflow="fold")
     for trial in trials:
-        final, last = ledger.final(spec.study, trial.trial), ledger.curve(spec.study, trial.trial)[-1]
-        metrics = (percent(final.get(name)) for name in ("dev_cer", "dev_wer", "test_cer", "test_wer"))
+        last = ledger.curve(spec.study, trial.trial)[-1]
+        metrics = (percent(finals[trial.trial].get(name)) for name in shown)
         cost = (str(last.step), duration(last.accelerator_seconds))
         table.add_row(trial.trial, *metrics, *cost, point_text(trial.point))
     return table
@@ -218,10 +220,11 @@ def ranking(spec: StudySpec, ledger: Ledger) -> Table:
 def rate_table(found: Answer) -> Table:
     """Each arm's results over its seeds."""
     table = Table(title="Arms: mean over seeds (95 % interval)", title_justify="left")
-    for heading in ("arm", "seeds", *map(metric_name, RATES)):
+    shown = shown_rates(arm.rates for arm in found.arms)
+    for heading in ("arm", "seeds", *map(metric_name, shown)):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "arm" else "right")
     for arm in found.arms:
-        table.add_row(arm.arm, str(len(arm.trials)), *(rate_text(arm.rates.get(name)) for name in RATES))
+        table.add_row(arm.arm, str(len(arm.trials)), *(rate_text(arm.rates.get(name)) for name in shown))
     return table
 
 

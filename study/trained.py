@@ -1,4 +1,4 @@
-"""Where the weights of a finished trial lie."""
+"""Where the weights and the hypotheses of a finished trial lie."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ from trainables.store import StageStore
 
 
 def trained_folder(ledger: Ledger, storage: Path, name: str) -> Path:
-    """The folder of the last stage of a finished trial, named as STUDY/TRIAL, or TRIAL where that is unique.
+    """The folder of the last stage that trained, of a finished trial. Raises SettingsError."""
+    return [folder for kind, folder in stage_folders(ledger, storage, name) if kind != "decode"][-1]
+
+
+def decoded_folder(ledger: Ledger, storage: Path, name: str) -> Path | None:
+    """The folder of what a finished trial decoded with its language model, if it has one. Raises SettingsError."""
+    folders = [folder for kind, folder in stage_folders(ledger, storage, name) if kind == "decode"]
+    return folders[-1] if folders else None
+
+
+def stage_folders(ledger: Ledger, storage: Path, name: str) -> list[tuple[str, Path]]:
+    """Kind and folder of each stage of a finished trial, named as STUDY/TRIAL, or TRIAL where that is unique.
 
     Raises SettingsError.
     """
@@ -23,9 +34,10 @@ def trained_folder(ledger: Ledger, storage: Path, name: str) -> Path:
         raise SettingsError([f"{name}: several studies have it; name one of {', '.join(map(_full_name, found))}"])
     trial = found[0]
     if trial.status != "finished":
-        raise SettingsError([f"{_full_name(trial)}: is {trial.status}; only a finished trial has a trained model"])
-    last = ledger.trial_stages(trial.study, trial.trial)[-1]
-    return StageStore(storage).named_folder(last["kind"], last["name"])
+        raise SettingsError([f"{_full_name(trial)}: is {trial.status}; only a finished trial has results"])
+    store = StageStore(storage)
+    stages = ledger.trial_stages(trial.study, trial.trial)
+    return [(stage["kind"], store.named_folder(stage["kind"], stage["name"])) for stage in stages]
 
 
 def _full_name(trial: Trial) -> str:

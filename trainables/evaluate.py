@@ -1,57 +1,70 @@
-"""Word and character error rates of a model on a split, with greedy decoding."""
+"""What a model writes for a split, utterance by utterance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
 
-import jiwer
 import torch
+from torch import Tensor
 
 from trainables.data.batches import epoch_batches, make_batch
 from trainables.data.corpus import Utterance
-from trainables.data.phones import pronounce
 from trainables.data.symbols import Symbols
 from trainables.decoding.greedy import greedy_decode
 from trainables.distributed import gather, rank, world_size
 from trainables.losses.ctc import ctc_log_probabilities
 from trainables.models.acoustic import AcousticModel
+from trainables.scoring import Hypothesis, counts
+from trainables.store import write_atomically
 
 BATCH_SECONDS = 120.0
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    id: str
-    reference: str
-    hypothesis: str
-
-
-@torch.inference_mode()
 def transcribe(
     model: AcousticModel, utterances: Sequence[Utterance], symbols: Symbols, device: torch.device
 ) -> list[Hypothesis]:
-    """Decode every utterance, shared out over the workers; each worker returns the whole list, sorted by id."""
+    """The best path of every utterance, shared out over the workers; each returns the whole list, sorted by id."""
+    return everywhere(
+        hypothesis_of(utterance, text)
+        for share, scores_BTV, num_frames_B in log_probabilities(model, utterances, device)
+        for utterance, text in zip(share, greedy_decode(scores_BTV, num_frames_B, symbols), strict=True)
+    )
+
+
+@torch.inference_mode()
+def log_probabilities(
+    model: AcousticModel, utterances: Sequence[Utterance], device: torch.device
+) -> Iterator[tuple[list[Utterance], Tensor, Tensor]]:
+    """Batches of this worker's share: utterances, (B, T, V) log-probabilities of the CTC head, and (B,) frames."""
     was_training = model.training
     model.eval()
-    mine: list[Hypothesis] = []
     batches = epoch_batches([u.duration_seconds for u in utterances], BATCH_SECONDS, seed=0, epoch=0)
     for indices in batches[rank() :: world_size()]:
         share = [utterances[i] for i in indices]
-        batch = make_batch(share, symbols, [0] * len(share)).to(device)
-        texts = greedy_decode(*ctc_log_probabilities(model, batch), symbols)
-        mine += [Hypothesis(u.id, u.text or "", text) for u, text in zip(share, texts, strict=True)]
+        yield share, *ctc_log_probabilities(model, make_batch(share, None, [0] * len(share)).to(device))
     model.train(was_training)
-    return sorted(gather(mine), key=lambda h: h.id)
 
 
-def error_rates(hypotheses: Sequence[Hypothesis]) -> dict[str, float]:
-    """`wer` and `cer` as fractions: errors / reference length of the whole split, not a mean of utterances' ratios."""
-    references, texts = [h.reference for h in hypotheses], [h.hypothesis for h in hypotheses]
-    return {"wer": float(jiwer.wer(references, texts)), "cer": float(jiwer.cer(references, texts))}
+def hypothesis_of(utterance: Utterance, text: str) -> Hypothesis:
+    return Hypothesis(utterance.id, utterance.text or "", text, utterance.duration_seconds, utterance.speaker)
 
 
-def phone_error_rate(hypotheses: Sequence[Hypothesis], language: str) -> dict[str, float]:
-    """`per` as a fraction: phone errors / phones of the references' pronunciations. Hypotheses are phones."""
-    references = [" ".join(pronounce(h.reference, language)) for h in hypotheses]
-    return {"per": float(jiwer.wer(references, [h.hypothesis for h in hypotheses]))}
+def everywhere(mine: Iterable[Hypothesis]) -> list[Hypothesis]:
+    """The hypotheses of all workers, sorted by id."""
+    return sorted(gather(list(mine)), key=lambda h: h.id)
+
+
+def write_hypotheses(path: Path, hypotheses: Sequence[Hypothesis]) -> None:
+    """One JSON object a line: the hypothesis with its word and character errors, and the lengths of its reference."""
+    lines = (json.dumps(asdict(h) | counts(h)._asdict(), ensure_ascii=False) + "\n" for h in hypotheses)
+    write_atomically(path, "".join(lines).encode())
+
+
+def read_hypotheses(path: Path) -> list[Hypothesis]:
+    """What `write_hypotheses` wrote."""
+    fields = Hypothesis.__dataclass_fields__
+    rows = (json.loads(line) for line in path.read_text("utf-8").splitlines())
+    return [Hypothesis(**{name: row[name] for name in fields if name in row}) for row in rows]

@@ -19,18 +19,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainables.config import Progress
 from trainables.data.batches import Stream
-from trainables.data.corpus import Corpus, CorpusError, read_corpus
+from trainables.data.config import PhonesConfig, StageOutputsConfig
 from trainables.data.seeds import fold
 from trainables.data.symbols import symbols_of
+from trainables.decode import decode_stage
 from trainables.distributed import agree, rank, sum_over_workers, world_size
-from trainables.evaluate import error_rates, phone_error_rate, transcribe
+from trainables.evaluate import transcribe, write_hypotheses
 from trainables.lease import Lease
 from trainables.losses.build import Batches, TrainingLoss
 from trainables.losses.terms import Term, Terms
 from trainables.models.acoustic import AcousticModel, count_parameters
-from trainables.models.checkpoint_files import CheckpointError, fingerprint, locate
-from trainables.models.checkpoints import read_checkpoint, take_over
+from trainables.scoring import Hypothesis, error_rates, phone_error_rate
 from trainables.stage import Phase, Report, Stage, StageResult
+from trainables.start import autocast, build_model, corpus_of_stage
 from trainables.store import StageStore, write_atomically
 
 Reporter = Callable[[Report], None]
@@ -64,7 +65,10 @@ def run_stage(stage: Stage, store: StageStore, report: Reporter, device: torch.d
             raise StageBusyError(f"another worker is running {stage.name()}")
         if finished := _finished(stage, store, report):  # since the first look, by the lease's last holder
             return finished
-        return _Training(stage, store, device or torch.device("cpu"), lease).run(report)
+        device = device or torch.device("cpu")
+        if stage.language_model:
+            return decode_stage(stage, store, device, report)
+        return _Training(stage, store, device, lease).run(report)
 
 
 def _finished(stage: Stage, store: StageStore, report: Reporter) -> StageResult | None:
@@ -195,8 +199,8 @@ class _Training:
 
     def __init__(self, stage: Stage, store: StageStore, device: torch.device, lease: Lease | None) -> None:
         self.stage, self.store, self.device, self.lease = stage, store, device, lease
-        self.corpus = _corpus_of(stage)
-        self.symbols = symbols_of((u.text or "" for u in self.corpus.train), stage.phones)
+        self.corpus = corpus_of_stage(stage)
+        self.symbols = symbols_of((u.text or "" for u in self.corpus.train), stage.outputs)
         self.model = build_model(stage, store, len(self.symbols)).to(device)
         if stage.compile_layers:
             torch.compiler.reset()  # what earlier stages of a warm worker compiled counts against a limit
@@ -241,7 +245,9 @@ class _Training:
             {name: batches[i].to(self.device) for name, batches in drawn.items()}
             for i in range(self.stage.accumulation)
         ]
-        found, made = self.updates[phase](parts, progress, self.stage.schedule.scale(progress), self._autocast())
+        found, made = self.updates[phase](
+            parts, progress, self.stage.schedule.scale(progress), autocast(self.stage, self.device)
+        )
         self._count_skipped(made, phase)
         for terms in found if made else ():
             for name, term in terms.items():
@@ -283,14 +289,13 @@ class _Training:
         return {name: total / count for name, (total, count) in totals.items() if count}
 
     def _error_rates(self, split: str) -> dict[str, float]:
-        with self._autocast():
+        with autocast(self.stage, self.device):
             hypotheses = transcribe(self.model, getattr(self.corpus, split), self.symbols, self.device)
-        rates = phone_error_rate(hypotheses, self.stage.phones) if self.stage.phones else error_rates(hypotheses)
+        rates = _rates(hypotheses, self.stage.outputs)
         if split == "dev" and self.stage.keep == "best":
             self._keep(rates)
         if rank() == 0 and (split == "test" or self.kept is None or self.kept.step == self.step):
-            lines = (json.dumps(asdict(h), ensure_ascii=False) + "\n" for h in hypotheses)
-            write_atomically(self.folder / f"hypotheses-{split}.jsonl", "".join(lines).encode())
+            write_hypotheses(self.folder / f"hypotheses-{split}.jsonl", hypotheses)
         prefix = self.stage.dev_name if split == "dev" else split
         return {f"{prefix}_{name}": value for name, value in rates.items()}
 
@@ -335,10 +340,6 @@ class _Training:
         attempt = time.monotonic() - self.started
         return self.elapsed_before + attempt, self.accelerator_before + attempt * world_size()
 
-    def _autocast(self) -> torch.autocast:
-        narrow = torch.float16 if self.stage.precision == "fp16" else torch.bfloat16
-        return torch.autocast(self.device.type, narrow, enabled=self.stage.precision != "fp32")
-
     def _stream(self, name: str) -> Stream:
         labelled = name == "labelled"
         return Stream(
@@ -352,6 +353,8 @@ class _Training:
             sampling_exponent=1.0 if labelled else self.corpus.sampling_exponent,
             crop=None if labelled else self.stage.crop,
             accumulation=self.stage.accumulation,
+            # On a CPU, threads that read ahead would take from those that compute.
+            threads=min(8, torch.get_num_threads()) if self.device.type == "cuda" else 0,
         )
 
     @property
@@ -416,34 +419,10 @@ class _Training:
         return result
 
 
-def _corpus_of(stage: Stage) -> Corpus:
-    """Raises CorpusError when the data is no longer that which identifies the stage."""
-    corpus = read_corpus(stage.corpus)
-    found = corpus.fingerprint(stage.streams)
-    if found != stage.data_fingerprint:
-        raise CorpusError(
-            f"the corpus of {stage.name()} is not the one that it was planned with (fingerprint {found}, planned "
-            f"{stage.data_fingerprint}); plan it again, or restore the corpus"
-        )
-    return corpus
-
-
-def build_model(stage: Stage, store: StageStore, num_symbols: int) -> AcousticModel:
-    """The model at the start of the stage: fresh parts drawn from the stage's seed, then those it takes over.
-
-    Raises CheckpointError when the weights that it starts from are not those that identify the stage, or do not fit.
-    """
-    model = AcousticModel(stage.model, num_symbols, stage.seed, stage.self_supervision)
-    if stage.start:
-        path = locate(stage.start.source)
-        if fingerprint(path) != stage.start.sha256:
-            raise CheckpointError(f"{stage.start.source}: its weights are not those that the study was planned with")
-        take_over(read_checkpoint(path), model, stage.parts)
-    if stage.initial:
-        for part in stage.initial.parts:
-            path = store.folder(stage.initial.stage) / f"{part}.safetensors"
-            model.get_submodule(part).load_state_dict(safetensors.torch.load_file(path))
-    return model
+def _rates(hypotheses: Sequence[Hypothesis], outputs: StageOutputsConfig) -> dict[str, float]:
+    if isinstance(outputs, PhonesConfig):
+        return phone_error_rate(hypotheses, outputs.language)
+    return error_rates(hypotheses)
 
 
 def _ignore(report: Report) -> None:

@@ -7,7 +7,8 @@ from typing import Self
 
 import torch
 
-from trainables.data.batches import Batch, read_audio
+from trainables.data.audio import read_audio
+from trainables.data.batches import Batch
 from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.data.corpus import CorpusError
 from trainables.data.text import Characters

@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, Field, model_validator
 
 from trainables.config import Config, Progress, cosmetic, default_kind
-from trainables.data.config import CorpusConfig, CropConfig
+from trainables.data.config import CharactersConfig, CorpusConfig, CropConfig, StageOutputsConfig
+from trainables.decoding.config import LanguageModelConfig
 from trainables.losses.config import LossConfig, Part, SelfSupervision, Stream, self_supervision
 from trainables.models.presets import ModelConfig
 
 Precision = Literal["fp32", "bf16", "fp16"]
-StageKind = Literal["pretrain", "semi_supervised", "joint", "finetune", "supervised"]
+StageKind = Literal["pretrain", "semi_supervised", "joint", "finetune", "supervised", "decode"]
 
 
 class TriStageConfig(Config):
@@ -129,19 +130,21 @@ class Stage(Config):
     corpus: CorpusConfig = cosmetic(..., description="Where the data is; its content enters as `data_fingerprint`.")
     data_fingerprint: str
     model: ModelConfig
-    phases: tuple[Phase, ...] = Field(min_length=1)
-    steps: int = Field(ge=1, description="Optimiser updates.")
+    phases: tuple[Phase, ...] = Field(description="None in a stage that decodes.")
+    steps: int = Field(ge=0, description="Optimiser updates.")
     batch_seconds: float = Field(gt=0, description="Padded audio of the global batch, over all workers.")
     augment_speed: bool
     crop: CropConfig | None = Field(None, description="Of unlabelled speech. None: batches are padded.")
     accumulation: int = Field(1, ge=1, description="Parts that a batch is processed in, one after another.")
-    phones: str | None = Field(None, description="Language whose phones are the labels; None: characters.")
-    pronouncer: str | None = Field(None, description="What gives the phones, with versions.")
+    outputs: StageOutputsConfig = CharactersConfig()
+    outputs_made_with: str | None = Field(None, description="Libraries that the outputs depend on, with versions.")
     schedule: ScheduleConfig
     report_every: int = Field(ge=1, description="Steps between reports of the training loss.")
     evaluate_every: int | None = Field(ge=1, description="Steps between evaluations on dev; None: never.")
     dev_name: Literal["dev", "source_dev"] = Field("dev", description="What the results on its dev split are called.")
     evaluate_test: bool = Field(description="Evaluate on test once, at the end.")
+    language_model: LanguageModelConfig | None = Field(None, description="With which dev and test are decoded.")
+    language_model_sha256: str | None = Field(None, description="Content of its files.")
     keep: Literal["last", "best"] = Field("last", description="Weights that are stored and tested; best on dev.")
     precision: Precision = "fp32"
     compile_layers: bool = Field(False, description="torch.compile; its dropout draws other numbers.")
@@ -150,6 +153,12 @@ class Stage(Config):
     start: TrainedWeights | None = None
     version: int = Field(2, description="Bumped by hand when the mathematics of training changes.")
     checkpoint_seconds: float = cosmetic(20.0, description="Time between checkpoints.", gt=0)
+
+    @model_validator(mode="after")
+    def _trains_or_decodes(self) -> Self:
+        if (self.kind == "decode") != (self.language_model is not None) or bool(self.phases) != (self.steps > 0):
+            raise ValueError("a stage has phases and steps, or else decodes with a language model")
+        return self
 
     @property
     def self_supervision(self) -> SelfSupervision:
@@ -160,7 +169,7 @@ class Stage(Config):
     @property
     def streams(self) -> tuple[Stream, ...]:
         """The kinds of audio that the stage reads."""
-        used = {stream for phase in self.phases for stream in phase.loss.streams}
+        used = {stream for phase in self.phases for stream in phase.loss.streams} or {"labelled"}
         return tuple(stream for stream in get_args(Stream) if stream in used)
 
     @property

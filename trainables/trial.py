@@ -12,9 +12,25 @@ from pathlib import Path
 from pydantic import Field
 
 from trainables.config import Config
-from trainables.data.config import SAMPLE_RATE_HZ, CorpusConfig, CropConfig, MixtureConfig, PromptsConfig
+from trainables.data.config import (
+    SAMPLE_RATE_HZ,
+    CharactersConfig,
+    CorpusConfig,
+    CropConfig,
+    LettersConfig,
+    MixtureConfig,
+    OutputsConfig,
+    PhonesConfig,
+    PiecesConfig,
+    PromptsConfig,
+    StageOutputsConfig,
+)
 from trainables.data.corpus import AbsentCorpusError, Corpus, CorpusError, Utterance, read_corpus, total_seconds
 from trainables.data.phones import PhonesError, refuse_language
+from trainables.data.text import LETTERS
+from trainables.decoding.config import LanguageModelConfig
+from trainables.decoding.files import missing
+from trainables.decoding.ngram import vocabulary
 from trainables.losses.config import Stream
 from trainables.models.checkpoint_files import (
     CheckpointError,
@@ -27,10 +43,12 @@ from trainables.models.checkpoint_files import (
 from trainables.models.config import CompactCnnGruConfig, FrameGeometry, frames_after
 from trainables.models.presets import ModelConfig
 from trainables.regimes.config import RegimeConfig, Wav2vecSRegime
-from trainables.regimes.stages import Setting, StageData, last_stage
+from trainables.regimes.stages import Setting, StageData, decoding, last_stage
+from trainables.scoring import Hypothesis, error_rates
 from trainables.stage import Stage, TrainedWeights, chain
 
 FASTEST = 1.1  # speed that augmentation may play an utterance at
+MAX_BEYOND_LETTERS = 0.01  # share of characters that would be left out
 MAX_UNALIGNABLE = 0.01  # share of utterances whose text may be too long for CTC: their loss counts zero
 
 
@@ -45,6 +63,10 @@ class TrialConfig(Config):
         "file of fairseq or SEW, or the name of a model on the Hugging Face hub. The CTC head starts fresh.",
     )
     regime: RegimeConfig
+    outputs: OutputsConfig = Field(CharactersConfig(), description="What the recogniser writes.")
+    language_model: LanguageModelConfig | None = Field(
+        None, description="Dev and test are decoded with it, too, after the last stage."
+    )
     seed: int = Field(0, ge=0)
 
 
@@ -66,8 +88,10 @@ def stages_of(trial: TrialConfig) -> Sequence[Stage]:
         model=trial.model,
         start=trained_weights(trial.init) if trial.init else None,
         seed=trial.seed,
+        outputs=trial.outputs,
     )
-    return chain(last_stage(trial.regime, setting))
+    last = last_stage(trial.regime, setting)
+    return chain(decoding(last, trial.language_model, setting) if trial.language_model else last)
 
 
 def _stage_data(config: CorpusConfig) -> StageData:
@@ -88,7 +112,14 @@ def _assumed(config: CorpusConfig) -> StageData:
     settings = config.model_dump(mode="json")
     minutes, hours = config.labelled_minutes, config.unlabelled_hours
     own: dict[Stream, tuple[str, ...]] = {
-        "labelled": ("kind", "root", "labelled", "labelled_minutes", *(["subset_seed"] if minutes else [])),
+        "labelled": (
+            "kind",
+            "root",
+            "labelled",
+            "labelled_list",
+            "labelled_minutes",
+            *(["subset_seed"] if minutes else []),
+        ),
         "unlabelled": (
             *("kind", "root", "unlabelled", "sampling_exponent", "unlabelled_hours", "unlabelled_fraction"),
             *(["subset_seed"] if hours or config.unlabelled_fraction < 1 else []),
@@ -131,6 +162,17 @@ def trained_weights(source: str) -> TrainedWeights:
     return TrainedWeights(source=source, sha256=fingerprint(path) if path else f"not downloaded: {source}")
 
 
+def lacks_metric(trial: TrialConfig, metric: str) -> str | None:
+    """Why the trial will not have the metric on its dev split."""
+    if metric.endswith("_lm") and trial.language_model is None:
+        return "it decodes without a language model; give the trial its `language_model`"
+    if "_mer" in metric and not absent(trial.corpus):
+        dev = [Hypothesis(u.id, u.text or "", "") for u in corpus_of(trial.corpus).dev]
+        if dev and "mer" not in error_rates(dev):
+            return "its dev split is in one script, so that mixed error rate and word error rate are one; take dev_wer"
+    return None
+
+
 def problems(trial: TrialConfig, *, absent_is_fine: bool = False) -> Iterator[tuple[str, str]]:
     """(field, message) for each of the trial's inputs that cannot be used.
 
@@ -150,6 +192,7 @@ def problems(trial: TrialConfig, *, absent_is_fine: bool = False) -> Iterator[tu
         for reason in [] if absent_is_fine else absent(trial.corpus):
             yield "corpus", reason
         return
+    yield from _language_model_problems(trial)
     found = [
         ("corpus" if stage.corpus == trial.corpus else "regime", message)
         for stage in stages
@@ -166,10 +209,23 @@ def _wav2vec_s_problems(trial: TrialConfig, regime: Wav2vecSRegime) -> Iterator[
         yield "labels that are phones need to know the language; give the corpus its `language`"
 
 
-def _stage_problems(trial: TrialConfig, stage: Stage, *, absent_is_fine: bool) -> Iterator[str]:
-    if stage.phones is not None:
+def _language_model_problems(trial: TrialConfig) -> Iterator[tuple[str, str]]:
+    config = trial.language_model
+    if config is None:
+        return
+    for message in missing(config):
+        yield "language_model", message
+    if config.path and config.unit == "words" and not config.lexicon and config.path.is_file():
         try:
-            refuse_language(stage.phones)
+            vocabulary(config.path)
+        except ValueError as error:
+            yield "language_model", str(error)
+
+
+def _stage_problems(trial: TrialConfig, stage: Stage, *, absent_is_fine: bool) -> Iterator[str]:
+    if isinstance(stage.outputs, PhonesConfig):
+        try:
+            refuse_language(stage.outputs.language)
         except PhonesError as error:
             yield str(error)
     if reasons := absent(stage.corpus):
@@ -177,7 +233,9 @@ def _stage_problems(trial: TrialConfig, stage: Stage, *, absent_is_fine: bool) -
         return
     if "labelled" in stage.streams and not corpus_of(stage.corpus).train:
         yield "the corpus has no labelled speech, and this stage needs train, dev and test"
-    if message := _misfit(stage.corpus, trial.model.geometry, trial.model.min_samples):
+    if message := _misfit(stage.corpus, trial.model.geometry, trial.model.min_samples, stage.outputs):
+        yield message
+    if isinstance(stage.outputs, LettersConfig) and (message := _beyond_letters(corpus_of(stage.corpus))):
         yield message
     if stage.crop and "unlabelled" in stage.streams:
         yield from _crop_problems(stage.crop, trial.model.min_samples, corpus_of(stage.corpus))
@@ -207,7 +265,9 @@ def _init_problems(trial: TrialConfig) -> Iterator[tuple[str, str]]:
 
 
 @functools.lru_cache
-def _misfit(corpus_config: CorpusConfig, geometry: FrameGeometry, min_samples: int) -> str | None:
+def _misfit(
+    corpus_config: CorpusConfig, geometry: FrameGeometry, min_samples: int, outputs: StageOutputsConfig
+) -> str | None:
     """Why the corpus does not go with a model of this frame geometry."""
     corpus = corpus_of(corpus_config)
     everything = (*corpus.train, *corpus.dev, *corpus.test, *corpus.unlabelled)
@@ -218,13 +278,15 @@ def _misfit(corpus_config: CorpusConfig, geometry: FrameGeometry, min_samples: i
                 f"utterance {utterance.id!r} lasts {utterance.duration_seconds:.3f} s, and this model needs "
                 f"{needed:.3f} s; remove its line from the manifest"
             )
-    unalignable = [u for u in corpus.train if _frames(u, geometry) < _frames_for_text(u.text or "")]
+    pieces = isinstance(outputs, PiecesConfig)
+    needed_for = _words_of if pieces else _frames_for_text
+    unalignable = [u for u in corpus.train if _frames(u, geometry) < needed_for(u.text or "")]
     if len(unalignable) <= MAX_UNALIGNABLE * len(corpus.train):
         return None
     example = unalignable[0]
     return (
         f"{len(unalignable)} of {len(corpus.train)} train utterances have fewer frames than CTC needs for their text, "
-        f"such as {example.id!r} with {_frames(example, geometry)} frames for {_frames_for_text(example.text or '')}; "
+        f"such as {example.id!r} with {_frames(example, geometry)} frames for {needed_for(example.text or '')}; "
         "take a model with more frames a second, or remove their lines"
     )
 
@@ -236,3 +298,21 @@ def _frames(utterance: Utterance, geometry: FrameGeometry) -> int:
 def _frames_for_text(text: str) -> int:
     """One for each character, and a blank between equal ones."""
     return len(text) + sum(a == b for a, b in pairwise(text))
+
+
+def _words_of(text: str) -> int:
+    """Each has at least one piece; how many there are is not known before they are trained."""
+    return len(text.split())
+
+
+def _beyond_letters(corpus: Corpus) -> str | None:
+    """Why the 32 letters of English do not go with the corpus."""
+    texts = "".join(u.text or "" for u in corpus.train)
+    beyond = [c for c in texts if c not in LETTERS]
+    if len(beyond) <= MAX_BEYOND_LETTERS * len(texts):
+        return None
+    shown = " ".join(sorted(set(beyond))[:10])
+    return (
+        f"outputs: letters are a-z and the apostrophe; {len(beyond) / len(texts):.0%} of the characters of the train "
+        f"transcripts are others ({shown}); take outputs: characters"
+    )

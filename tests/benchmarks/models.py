@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from trainables.config import Progress
-from trainables.data.batches import Batch, epoch_batches, load_audio
+from trainables.data.audio import load_audio
+from trainables.data.batches import Batch, epoch_batches
 from trainables.data.config import SAMPLE_RATE_HZ, PromptsConfig
 from trainables.data.corpus import read_corpus
 from trainables.losses.config import ContrastiveConfig, CtcConfig, MaskConfig

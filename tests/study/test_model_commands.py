@@ -249,8 +249,8 @@ REFUSED: dict[str, tuple[str, str]] = {
     "unknown": ("two-00", r"two-00: no such folder, and no such trial in .*; did you mean 'two-000'\?"),
     "unknown in its study": ("rerun/two-000", "rerun/two-000: no such folder, and no such trial in "),
     "like no other": ("zzz", "zzz: no such folder, and no such trial in .*; known: gru-000, one-000, "),
-    "unfinished": ("one-001", "race/one-001: is unfinished; only a finished trial has a trained model"),
-    "failed": ("race/one-002", "race/one-002: is failed; only a finished trial has a trained model"),
+    "unfinished": ("one-001", "race/one-001: is unfinished; only a finished trial has results"),
+    "failed": ("race/one-002", "race/one-002: is failed; only a finished trial has results"),
 }
 
 

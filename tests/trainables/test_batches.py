@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.conftest import spanish_rows, write_corpus
-from trainables.data.batches import SAMPLE_RATE_HZ, SPEEDS, Batch, Stream, epoch_batches, load_audio, make_batch
+from trainables.data.audio import load_audio
+from trainables.data.batches import SPEEDS, Batch, Stream, epoch_batches, make_batch
+from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.data.config import FolderConfig
 from trainables.data.corpus import Corpus, CorpusError, Utterance, read_corpus
 from trainables.data.seeds import fold

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests.conftest import SMALL_MODEL
 from tests.trainables.builders import batch_of, corpus_of, small_model
-from trainables.data.batches import SAMPLE_RATE_HZ, load_audio
+from trainables.data.audio import load_audio
+from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.data.corpus import Corpus
 from trainables.models.acoustic import AcousticModel, count_parameters
 from trainables.models.compact_cnn_gru import CompactCnnGru

@@ -13,7 +13,8 @@ import torchaudio.functional
 from torch import Tensor
 
 from tests.conftest import bl_just, pretrain_finetune, small_trial
-from trainables.data.batches import SPEEDS, Batch, Stream, load_audio
+from trainables.data.audio import load_audio
+from trainables.data.batches import SPEEDS, Batch, Stream
 from trainables.data.config import SAMPLE_RATE_HZ, CropConfig, FolderConfig
 from trainables.data.corpus import CorpusError, Utterance, read_corpus
 from trainables.data.seeds import fold

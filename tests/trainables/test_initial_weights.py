@@ -43,7 +43,7 @@ from tests.trainables.test_checkpoints import (
     write_pt,
 )
 from tests.trainables.test_loop import run
-from trainables.loop import build_model
+from trainables.start import build_model
 from trainables.models.acoustic import AcousticModel
 from trainables.models.checkpoint_files import CheckpointError
 from trainables.models.checkpoints import read_checkpoint

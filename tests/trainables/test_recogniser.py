@@ -19,7 +19,7 @@ from tests.conftest import SMALL_MODEL, SMALL_TRANSFORMER, pretrain_finetune, sm
 from tests.trainables.builders import corpus_of
 from tests.trainables.test_checkpoints import save
 from tests.trainables.test_loop import run
-from trainables.data.batches import load_audio
+from trainables.data.audio import load_audio
 from trainables.data.corpus import CorpusError
 from trainables.models.checkpoint_files import CheckpointError
 from trainables.models.checkpoints import read_ctc_model, write_huggingface

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.conftest import SMALL_MODEL, small_trial, spanish_rows, write_corpus
-from trainables.data.config import FolderConfig, PromptsConfig
+from trainables.data.config import CharactersConfig, FolderConfig, PhonesConfig, PromptsConfig
 from trainables.losses.config import BilevelConfig, ContrastiveConfig, CpcConfig, CtcConfig, PseudoLabelConfig
 from trainables.stage import Stage
 from trainables.trial import TrialConfig, problems, stages_of
@@ -304,9 +304,9 @@ def test_the_semi_supervised_stage_has_the_loss_on_unlabelled_speech_that_is_cho
     assert stage.streams == streams
     assert rates(stage) == [dict.fromkeys(loss.parts, BETA)]
     assert [phase.frozen_backbone_steps for phase in stage.phases] == [3]
-    assert stage.phones == ("es" if labels == "phones" else None)
-    assert (finetune.phones, losses(finetune), rates(finetune)) == (
-        None,
+    assert stage.outputs == (PhonesConfig(language="es") if labels == "phones" else CharactersConfig())
+    assert (finetune.outputs.kind, losses(finetune), rates(finetune)) == (
+        "characters",
         [CtcConfig()],
         [{BACKBONE: 3e-3, CTC_HEAD: 3e-3}],
     )
@@ -327,14 +327,18 @@ def test_phones_are_those_of_the_corpus_that_the_stage_reads(language: str) -> N
         (wav2vec_s(labels="phones"), {"corpus": own}),
         (wav2vec_s(labels="phones", corpus=own), {}),
     ):
-        assert [stage.phones for stage in stages(regime, **changes)] == [None, language, None]
+        assert [getattr(stage.outputs, "language", None) for stage in stages(regime, **changes)] == [
+            None,
+            language,
+            None,
+        ]
         assert not list(problems(trial(regime, **changes)))
 
 
 def test_phones_of_a_mixture_are_those_of_its_labelled_corpus() -> None:
     it, fr = ({"kind": "prompts", "language": language} for language in ("it", "fr"))
     found = stages(wav2vec_s(labels="phones"), corpus={"kind": "mixture", "labelled": it, "unlabelled": [fr]})
-    assert found[1].phones == "it"
+    assert found[1].outputs == PhonesConfig(language="it")
 
 
 def test_phones_of_an_unknown_language_are_a_problem(small_corpus: Path) -> None:

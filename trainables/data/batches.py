@@ -8,23 +8,23 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio.functional
 from torch import Tensor
 
+from trainables.data.audio import num_samples, waveform
 from trainables.data.config import SAMPLE_RATE_HZ, CropConfig
 from trainables.data.corpus import CorpusError, Utterance
 from trainables.data.seeds import fold, numpy_generator
 from trainables.data.symbols import Symbols
 
 SPEEDS = (0.9, 1.0, 1.1)
-LOUDEST = 1_000.0  # of a sample: what is beyond was written in another scale
 
 
 @dataclass(frozen=True)
@@ -41,41 +41,10 @@ class Batch:
     share: float = 1.0  # of the global batch's utterances, when the batch is a part of it (gradient accumulation)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(
-            self.waveform_BS.to(device),
-            self.num_samples_B,
-            self.tokens_BU.to(device),
-            self.num_tokens_B,
-            self.seeds,
-            self.seed,
-            self.counted,
-            self.share,
-        )
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
-
-def read_audio(path: Path) -> np.ndarray:
-    """The file as mono float16 at 16 kHz.
-
-    Raises CorpusError naming the file when it cannot be decoded or holds no sound.
-    """
-    try:
-        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise CorpusError(f"{path}: cannot be decoded as audio ({error}); repair it or remove its line") from error
-    mono = torch.from_numpy(samples.mean(axis=1))
-    if rate_hz != SAMPLE_RATE_HZ:
-        mono = torchaudio.functional.resample(mono, rate_hz, SAMPLE_RATE_HZ)
-    if not mono.numel() or not torch.isfinite(mono).all() or not mono.any():
-        raise CorpusError(f"{path}: holds no sound; remove its line from the manifest")
-    if float(mono.abs().max()) > LOUDEST:
-        raise CorpusError(f"{path}: has samples up to {float(mono.abs().max()):g}, not in [-1, 1]; convert it")
-    return mono.numpy().astype(np.float16)
-
-
-@functools.lru_cache(maxsize=4_000)  # about 2 GB of 15 s utterances
-def load_audio(path: Path) -> np.ndarray:
-    """The same, kept in memory: the warm worker's next stage reads nothing."""
-    return read_audio(path)
+        return replace(self, waveform_BS=moved(self.waveform_BS), tokens_BU=moved(self.tokens_BU))
 
 
 def sampled_epoch(utterances: Sequence[Utterance], exponent: float, seed: int, epoch: int) -> list[tuple[int, int]]:
@@ -143,11 +112,12 @@ def make_batch(
     share: float = 1.0,
 ) -> Batch:
     """Decode, optionally change speed, and crop or pad. Tokens are made only where `symbols` are given."""
-    waveforms = [torch.from_numpy(load_audio(u.path)).float() for u in utterances]
-    if augment_speed:
-        waveforms = [_change_speed(w, _speed(seed)) for w, seed in zip(waveforms, seeds, strict=True)]
-    if crop_samples is not None:
-        waveforms = [_crop(w, crop_samples, seed) for w, seed in zip(waveforms, seeds, strict=True)]
+    speeds = [_speed(seed) if augment_speed else 1.0 for seed in seeds]
+    if crop_samples is None:
+        waveforms = [_change_speed(waveform(u), speed) for u, speed in zip(utterances, speeds, strict=True)]
+    else:
+        drawn = zip(utterances, speeds, seeds, strict=True)
+        waveforms = [_crop(utterance, speed, crop_samples, seed) for utterance, speed, seed in drawn]
     tokens = [torch.tensor(symbols.encode(u.text or "") if symbols else [], dtype=torch.long) for u in utterances]
     pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     return Batch(
@@ -172,16 +142,42 @@ def _change_speed(waveform_S: Tensor, factor: float) -> Tensor:
     return torchaudio.functional.resample(waveform_S, round(factor * 100), 100) if factor != 1.0 else waveform_S
 
 
-def _crop(waveform_S: Tensor, num_samples: int, seed: int) -> Tensor:
-    """That many samples from a place drawn from the seed; zeros at the end where a manifest rounded a length up."""
-    spare = max(0, len(waveform_S) - num_samples)
+def _crop(utterance: Utterance, speed: float, length: int, seed: int) -> Tensor:
+    """That many samples, after the change of speed, from a place drawn from the seed; no more than needed is read.
+
+    Zeros at the end where a manifest rounded a length up.
+    """
+    read, played = _ratio(speed)
+    spare = max(0, math.ceil(num_samples(utterance) * played / read) - length)
     start = int(numpy_generator(seed, "crop").integers(spare + 1))
-    cropped_S = waveform_S[start : start + num_samples]
-    return torch.nn.functional.pad(cropped_S, (0, num_samples - len(cropped_S)))
+    before = max(0, start // played - 2)  # groups; resampling looks at fewer samples than two of them to each side
+    groups = length // played + 5
+    changed_S = _change_speed(waveform(utterance, before * read, groups * read), speed)
+    cropped_S = changed_S[start - before * played :][:length]
+    return torch.nn.functional.pad(cropped_S, (0, length - len(cropped_S)))
+
+
+def _ratio(speed: float) -> tuple[int, int]:
+    """Samples read and samples played in each group: 11 and 10 for speed 1.1."""
+    percent = round(speed * 100)
+    common = math.gcd(percent, 100)
+    return percent // common, 100 // common
+
+
+@dataclass(frozen=True)
+class _Place:
+    """How far a stream is: what has been drawn so far by all workers together."""
+
+    epoch: int = 0
+    position: int = 0  # of the next batch in its epoch
+    audio_seconds: float = 0.0
 
 
 class Stream:
-    """An endless, resumable sequence of one worker's shares of global batches. The whole state is (epoch, position)."""
+    """An endless, resumable sequence of one worker's shares of global batches. The whole state is its place.
+
+    With `threads`, that many make the next batches while the caller computes: the same ones, in the same order.
+    """
 
     def __init__(
         self,
@@ -196,6 +192,7 @@ class Stream:
         sampling_exponent: float = 1.0,
         crop: CropConfig | None = None,
         accumulation: int = 1,
+        threads: int = 0,
     ) -> None:
         self.utterances = [u for u in utterances if crop is None or u.duration_seconds >= crop.min_seconds]
         if not self.utterances:
@@ -210,38 +207,76 @@ class Stream:
         self.accumulation = accumulation
         self._durations = [min(u.duration_seconds, crop.max_seconds if crop else math.inf) for u in self.utterances]
         self.seconds_per_epoch = math.fsum(self._durations)
-        self.audio_seconds = 0.0  # drawn so far by all workers together
-        self._seek(0, 0)
+        self._pool = ThreadPoolExecutor(threads, "batches") if threads else None
+        self._most_ahead = 2 * threads
+        self._ahead: deque[tuple[_Place, Future[list[Batch]]]] = deque()
+        self._go_to(_Place())
 
     def state(self) -> dict[str, float]:
-        return {"epoch": self.epoch, "position": self.position, "audio_seconds": self.audio_seconds}
+        return asdict(self._taken)
 
     def load_state(self, state: dict[str, float]) -> None:
-        self._seek(int(state["epoch"]), int(state["position"]))
-        self.audio_seconds = state["audio_seconds"]
+        self._go_to(_Place(int(state["epoch"]), int(state["position"]), state["audio_seconds"]))
 
-    def _seek(self, epoch: int, position: int) -> None:
-        self.epoch, self.position = epoch, position
+    @property
+    def epoch(self) -> int:
+        """Of the last batch taken."""
+        return self._taken.epoch
+
+    @property
+    def audio_seconds(self) -> float:
+        """Of the batches taken so far, by all workers together."""
+        return self._taken.audio_seconds
+
+    def _go_to(self, place: _Place) -> None:
+        self._ahead.clear()
+        self._taken = self._drawn = place
+        self._batches = self._epoch(place.epoch)
+
+    def _epoch(self, epoch: int) -> list[list[tuple[int, int]]]:
         drawn = sampled_epoch(self.utterances, self.sampling_exponent, self.seed, epoch)
         durations = [self._durations[index] for index, _ in drawn]
         batches = epoch_batches(durations, self.batch_seconds, self.seed, epoch)
-        self._batches = [[drawn[i] for i in batch] for batch in batches]
+        return [[drawn[i] for i in batch] for batch in batches]
 
     def next(self) -> list[Batch]:
         """This worker's share of each part of the next global batch; without accumulation there is one part.
 
         Which utterances are in which part does not depend on the number of workers.
         """
-        if self.position == len(self._batches):
-            self._seek(self.epoch + 1, 0)
-        whole = self._batches[self.position]
-        self.position += 1
-        seeds = {drawn: self._utterance_seed(*drawn) for drawn in whole}
+        if self._pool is None:
+            make = self._draw()
+            self._taken = self._drawn
+            return make()
+        while len(self._ahead) < self._most_ahead:
+            make = self._draw()
+            self._ahead.append((self._drawn, self._pool.submit(make)))
+        self._taken, batch = self._ahead.popleft()
+        return batch.result()
+
+    def _draw(self) -> Callable[[], list[Batch]]:
+        """Choose the next global batch; what is returned reads its audio."""
+        place = self._drawn
+        if place.position == len(self._batches):
+            place = replace(place, epoch=place.epoch + 1, position=0)
+            self._batches = self._epoch(place.epoch)
+        whole = self._batches[place.position]
+        seeds = {drawn: self._utterance_seed(place.epoch, *drawn) for drawn in whole}
         crop_samples = self._crop_samples(seeds) if self.crop else None
         if crop_samples is None:
-            self.audio_seconds += math.fsum(self._durations[index] for index, _ in whole)
+            audio_seconds = math.fsum(self._durations[index] for index, _ in whole)
         else:
-            self.audio_seconds += len(whole) * crop_samples / SAMPLE_RATE_HZ
+            audio_seconds = len(whole) * crop_samples / SAMPLE_RATE_HZ
+        self._drawn = _Place(place.epoch, place.position + 1, place.audio_seconds + audio_seconds)
+        return functools.partial(self._parts, self._drawn, whole, seeds, crop_samples)
+
+    def _parts(
+        self,
+        place: _Place,
+        whole: Sequence[tuple[int, int]],
+        seeds: Mapping[tuple[int, int], int],
+        crop_samples: int | None,
+    ) -> list[Batch]:
         parts = []
         for number in range(self.accumulation):
             part = whole[number :: self.accumulation]
@@ -252,7 +287,7 @@ class Stream:
                     [self.utterances[index] for index, _ in chosen],
                     self.symbols,
                     [seeds[drawn] for drawn in chosen],
-                    seed=fold(self.seed, self.epoch, self.position, number),
+                    seed=fold(self.seed, place.epoch, place.position, number),
                     augment_speed=self.augment_speed,
                     crop_samples=crop_samples,
                     counted=bool(mine),
@@ -261,9 +296,9 @@ class Stream:
             )
         return parts
 
-    def _utterance_seed(self, index: int, repetition: int) -> int:
+    def _utterance_seed(self, epoch: int, index: int, repetition: int) -> int:
         repeated = (repetition,) if repetition else ()
-        return fold(self.seed, self.epoch, self.utterances[index].id, *repeated)
+        return fold(self.seed, epoch, self.utterances[index].id, *repeated)
 
     def _crop_samples(self, seeds: Mapping[tuple[int, int], int]) -> int:
         """Length of the shortest utterance of the global batch, after the change of speed, or the longest crop."""

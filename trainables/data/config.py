@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from trainables.config import Config, cosmetic
+from trainables.config import Config, cosmetic, default_kind
 
 SAMPLE_RATE_HZ = 16_000
 CORPORA_VARIABLE = "CORPORA"  # environment variable: the folder that relative roots start from
@@ -17,7 +17,11 @@ Language = Literal["en", "es", "fr", "it", "ru"]
 
 
 class _Subsets(Config):
-    """How much of a corpus is used. Subsets are nested: what is in a smaller one is in every larger one."""
+    """How much of a corpus is used.
+
+    Subsets are nested, what is in a smaller one is in every larger one, and balanced: the speakers that the manifest
+    names have equal shares as long as each has speech left.
+    """
 
     labelled_minutes: float | None = Field(
         None, gt=0, description="Labelled budget: at most so much labelled train speech. Dev and test stay whole."
@@ -35,7 +39,10 @@ class PromptsConfig(_Subsets):
 
 
 class FolderConfig(_Subsets):
-    """Any folder with a `manifest.tsv` (columns id, path, duration_seconds, text; optionally split) and audio files."""
+    """A folder with a `manifest.tsv` (columns id, path, duration_seconds, text; optionally split, speaker) and audio.
+
+    `study corpora prepare` makes one of a published corpus, with the audio in a store that is read without decoding.
+    """
 
     kind: Literal["folder"] = "folder"
     # The content of the manifest is part of a stage's identity, its place on disk is not.
@@ -43,6 +50,12 @@ class FolderConfig(_Subsets):
         ..., description=f"Folder of `manifest.tsv`. A relative one starts at ${CORPORA_VARIABLE}, if that is set."
     )
     language: str | None = Field(None, description="ISO 639-1 code; needed for training on phones.")
+    labelled_list: str | None = Field(
+        None,
+        pattern=r"^[\w.-]+$",
+        description="Labelled train speech: the utterances of this published list, such as 10min, 1h or 10h of "
+        "Libri-Light. Lists lie in the folder's `lists/`, one id a line.",
+    )
 
     @field_validator("root")
     @classmethod
@@ -75,6 +88,41 @@ class MixtureConfig(_Subsets):
 
 
 CorpusConfig = Annotated[PromptsConfig | FolderConfig | MixtureConfig, Field(discriminator="kind")]
+
+
+class CharactersConfig(Config):
+    """The characters of the labelled train transcripts, and the CTC blank."""
+
+    kind: Literal["characters"] = "characters"
+
+
+class LettersConfig(Config):
+    """fairseq's 32 symbols for English: the CTC blank, word boundary, 26 letters, apostrophe, three without use."""
+
+    kind: Literal["letters"] = "letters"
+
+
+class PiecesConfig(Config):
+    """Pieces of words, by SentencePiece's unigram model of the labelled train transcripts (P-BLJ: 1023)."""
+
+    kind: Literal["pieces"] = "pieces"
+    vocabulary_size: int = Field(1023, ge=8, description="Symbols, the CTC blank included; at most.")
+
+
+class PhonesConfig(Config):
+    """Phones of a language (`trainables.data.phones`)."""
+
+    kind: Literal["phones"] = "phones"
+    language: str
+
+
+OutputsConfig = Annotated[
+    Annotated[CharactersConfig | LettersConfig | PiecesConfig, Field(discriminator="kind")],
+    default_kind("characters"),
+]
+StageOutputsConfig = Annotated[
+    CharactersConfig | LettersConfig | PiecesConfig | PhonesConfig, Field(discriminator="kind")
+]
 
 
 class CropConfig(Config):

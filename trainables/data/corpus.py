@@ -7,10 +7,12 @@ line in `READERS`.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
+import heapq
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -22,6 +24,7 @@ from trainables.data.text import normalise
 Split = Literal["train", "dev", "test", "unlabelled"]
 LABELLED: tuple[Split, ...] = ("train", "dev", "test")
 PROMPTS = Path(__file__).parent / "prompts"
+BYTES_PER_SAMPLE = 2  # of an audio store: int16
 
 
 class CorpusError(ValueError):
@@ -39,9 +42,11 @@ class Utterance:
     id: str
     path: Path
     duration_seconds: float
-    size_bytes: int
+    content: int | str  # stands for the audio in hashes: the size of its file, or the checksum of its stored samples
     text: str | None
     split: Split
+    speaker: str = ""  # empty: not known
+    stored: tuple[int, int] | None = None  # of an audio store: first sample, and how many; None: a file to decode
     source: int = 0  # which corpus of a mixture it comes from
 
 
@@ -75,8 +80,8 @@ class Corpus:
 
 
 def hash_utterances(utterances: Iterable[Utterance]) -> str:
-    """sha256 over id, duration, file size and text, in the order of the ids; where the files lie does not matter."""
-    rows = sorted((u.id, f"{u.duration_seconds:.3f}", u.size_bytes, u.text) for u in utterances)
+    """sha256 over id, duration, content and text, in the order of the ids; where the files lie does not matter."""
+    rows = sorted((u.id, f"{u.duration_seconds:.3f}", u.content, u.text) for u in utterances)
     return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -92,8 +97,11 @@ def split_of(text: str) -> Split:
 def read_manifest(root: Path, *, prefix: str = "") -> list[Utterance]:
     """Read `root/manifest.tsv`. Rows marked `has_digits` are left out: their text was guessed from figures.
 
-    Raises CorpusError with file and line for a missing column, file or text, a duplicate id, a bad duration,
-    an unknown split, or a path that leaves the folder. Rows of the split `unlabelled` need no text.
+    Rows of the split `unlabelled` need no text. Those of a prepared corpus say where their samples are
+    (`trainables.data.corpora.prepare`).
+
+    Raises CorpusError with file and line for a missing column, file or text, a duplicate id, a bad duration, an unknown
+    split, a path that leaves the folder, or samples beyond the end of the store.
     """
     manifest = root / "manifest.tsv"
     if not manifest.is_file():
@@ -110,6 +118,7 @@ def read_manifest(root: Path, *, prefix: str = "") -> list[Utterance]:
 
 def _read_rows(stream: Iterable[str], root: Path, manifest: Path, prefix: str) -> list[Utterance]:
     utterances: dict[str, Utterance] = {}
+    size_of = functools.cache(_size)  # for this reading: many utterances share a file of an audio store
     rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
     missing = {"id", "path", "duration_seconds", "text"} - set(rows.fieldnames or ())
     if missing:
@@ -117,14 +126,18 @@ def _read_rows(stream: Iterable[str], root: Path, manifest: Path, prefix: str) -
     for row in rows:
         if row.get("has_digits") == "1":
             continue
-        utterance = _utterance(row, root, f"{manifest}:{rows.line_num}")
+        utterance = _utterance(row, root, f"{manifest}:{rows.line_num}", size_of)
         if utterance.id in utterances:
             raise CorpusError(f"{manifest}:{rows.line_num}: id {utterance.id!r} occurs twice; ids must be unique")
         utterances[utterance.id] = replace(utterance, id=prefix + utterance.id)
     return list(utterances.values())
 
 
-def _utterance(row: dict[str, str], root: Path, where: str) -> Utterance:
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _utterance(row: dict[str, str], root: Path, where: str, size_of: Callable[[Path], int | None]) -> Utterance:
     unlabelled = row.get("split") == "unlabelled"
     text = None if unlabelled else normalise(row["text"] or "")
     for column in ("id", "path", "duration_seconds"):
@@ -133,9 +146,10 @@ def _utterance(row: dict[str, str], root: Path, where: str) -> Utterance:
     if text == "":
         raise CorpusError(f"{where}: utterance {row['id']!r} has no text")
     path = root / row["path"]
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not path.is_relative_to(root) or ".." in path.parts[len(root.parts) :]:
         raise CorpusError(f"{where}: path {row['path']!r} leaves the corpus folder")
-    if not path.is_file():
+    size_bytes = size_of(path)
+    if size_bytes is None:
         raise CorpusError(f"{where}: audio file {row['path']!r} does not exist")
     try:
         duration_seconds = float(row["duration_seconds"])
@@ -146,7 +160,32 @@ def _utterance(row: dict[str, str], root: Path, where: str) -> Utterance:
     split = row.get("split") or split_of(text or "")
     if split not in get_args(Split):
         raise CorpusError(f"{where}: split must be one of {', '.join(get_args(Split))}, got {split!r}")
-    return Utterance(row["id"], path, duration_seconds, path.stat().st_size, text, split)  # type: ignore[arg-type]
+    stored = _stored(row, size_bytes, where) if row.get("first_sample") else None
+    return Utterance(
+        id=row["id"],
+        path=path,
+        duration_seconds=duration_seconds,
+        content=row["checksum"] if stored else size_bytes,
+        text=text,
+        split=split,  # type: ignore[arg-type]
+        speaker=row.get("speaker") or "",
+        stored=stored,
+    )
+
+
+def _stored(row: dict[str, str], size_bytes: int, where: str) -> tuple[int, int]:
+    try:
+        first, length = int(row["first_sample"]), int(row["num_samples"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CorpusError(f"{where}: first_sample and num_samples must be whole numbers") from error
+    if first < 0 or length < 1 or (first + length) * BYTES_PER_SAMPLE > size_bytes:
+        raise CorpusError(
+            f"{where}: samples {first} to {first + length} are not in {row['path']!r}, which has "
+            f"{size_bytes // BYTES_PER_SAMPLE}; prepare the corpus again"
+        )
+    if not row.get("checksum"):
+        raise CorpusError(f"{where}: utterance {row['id']!r} has no checksum; prepare the corpus again")
+    return first, length
 
 
 def _without_text(utterances: Iterable[Utterance]) -> tuple[Utterance, ...]:
@@ -169,7 +208,25 @@ def read_prompts(config: PromptsConfig) -> Corpus:
 
 
 def read_folder(config: FolderConfig) -> Corpus:
-    return _corpus(read_manifest(config.root), str(config.root))
+    corpus = _corpus(read_manifest(config.root), str(config.root))
+    if config.labelled_list is None:
+        return corpus
+    listed = _read_list(config.root / "lists" / f"{config.labelled_list}.txt")
+    train = tuple(u for u in corpus.train if u.id in listed)
+    if missing := listed - {u.id for u in train}:
+        raise CorpusError(
+            f"{config.root}: {len(missing)} of the {len(listed)} utterances of list {config.labelled_list!r} are not "
+            f"in its train split, such as {min(missing)!r}; prepare the corpus again with all its parts"
+        )
+    return replace(corpus, train=train)
+
+
+def _read_list(path: Path) -> set[str]:
+    """The ids of a list, one a line. Raises CorpusError, naming the lists that there are, when it is not there."""
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.txt"))) or "none"
+        raise CorpusError(f"{path}: no such list of utterances; this corpus has: {known}")
+    return set(path.read_text("utf-8").split())
 
 
 def read_mixture(config: MixtureConfig) -> Corpus:
@@ -200,26 +257,49 @@ def read_corpus(config: CorpusConfig) -> Corpus:
     corpus = READERS[type(config)](config)
     budget = config.labelled_minutes
     train = corpus.train if budget is None else subset(corpus.train, budget * 60, config.subset_seed)
-    hours = total_seconds(corpus.unlabelled) * config.unlabelled_fraction / 3600
-    hours = min(hours, config.unlabelled_hours or hours)
-    whole = config.unlabelled_fraction == 1 and config.unlabelled_hours is None
-    unlabelled = corpus.unlabelled if whole else subset(corpus.unlabelled, hours * 3600, config.subset_seed)
-    return replace(corpus, train=train, unlabelled=unlabelled)
+    return replace(corpus, train=train, unlabelled=_unlabelled_subset(corpus.unlabelled, config))
+
+
+def _unlabelled_subset(utterances: tuple[Utterance, ...], config: CorpusConfig) -> tuple[Utterance, ...]:
+    """Each source of a mixture gives the same share of its speech."""
+    if config.unlabelled_fraction == 1 and config.unlabelled_hours is None:
+        return utterances
+    total = total_seconds(utterances)
+    seconds = min(total * config.unlabelled_fraction, (config.unlabelled_hours or math.inf) * 3600)
+    sources = [[u for u in utterances if u.source == source] for source in sorted({u.source for u in utterances})]
+    chosen = (u for own in sources for u in subset(own, seconds * total_seconds(own) / total, config.subset_seed))
+    return tuple(sorted(chosen, key=lambda u: u.id))
 
 
 def subset(utterances: Sequence[Utterance], seconds: float, seed: int) -> tuple[Utterance, ...]:
     """Utterances of that duration in total, or a little less; at least one, all when there are not enough.
 
-    They are taken in an order that depends on the seed and their ids alone, so that smaller subsets lie in larger ones.
+    Each comes from the speaker who has spoken least so far, so that speakers have equal shares, to within one
+    utterance, as long as they have any left. The order depends on the seed, the ids, durations and speakers alone, so
+    that smaller subsets lie in larger ones.
     """
     chosen: list[Utterance] = []
     total = 0.0
-    for utterance in sorted(utterances, key=lambda u: (fold(seed, "subset", u.id), u.id)):
+    for utterance in _in_turns(utterances, seed):
         total += utterance.duration_seconds
         if chosen and total > seconds + 1e-6:
             break
         chosen.append(utterance)
     return tuple(sorted(chosen, key=lambda u: u.id))
+
+
+def _in_turns(utterances: Sequence[Utterance], seed: int) -> Iterator[Utterance]:
+    left: dict[str, list[Utterance]] = {}
+    for utterance in sorted(utterances, key=lambda u: (fold(seed, "subset", u.id), u.id), reverse=True):
+        left.setdefault(utterance.speaker, []).append(utterance)
+    turns = [(0.0, fold(seed, "speaker", speaker), speaker) for speaker in left]
+    heapq.heapify(turns)
+    while turns:
+        spoken, tie, speaker = heapq.heappop(turns)
+        utterance = left[speaker].pop()
+        yield utterance
+        if left[speaker]:
+            heapq.heappush(turns, (spoken + utterance.duration_seconds, tie, speaker))
 
 
 def total_seconds(utterances: Iterable[Utterance]) -> float:

@@ -1,15 +1,39 @@
-"""What a recogniser writes: characters, or phones."""
+"""What a recogniser writes: characters, letters, pieces of words, or phones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from trainables.data.phones import Phones
-from trainables.data.text import Characters
+from trainables.data.config import CharactersConfig, LettersConfig, PhonesConfig, PiecesConfig, StageOutputsConfig
+from trainables.data.phones import LANGUAGES, Phones, pronouncer
+from trainables.data.text import Characters, Letters
 
-Symbols = Characters | Phones
+Symbols = Characters | Phones  # letters and pieces are characters, too: symbols that write themselves
 
 
-def symbols_of(texts: Iterable[str], phones: str | None) -> Symbols:
-    """The symbols of the texts: phones of that language, or characters when it is None. Symbol 0 is the CTC blank."""
-    return Characters(texts) if phones is None else Phones(texts, phones)
+def symbols_of(texts: Iterable[str], outputs: StageOutputsConfig) -> Symbols:
+    """The symbols that the settings name, for these texts. Symbol 0 is the CTC blank."""
+    match outputs:
+        case CharactersConfig():
+            return Characters(texts)
+        case LettersConfig():
+            return Letters()
+        case PiecesConfig():
+            from trainables.data.pieces import Pieces
+
+            return Pieces(texts, outputs.vocabulary_size)
+        case PhonesConfig():
+            return Phones(texts, outputs.language)
+
+
+def made_with(outputs: StageOutputsConfig) -> str | None:
+    """The libraries that the symbols depend on, with their versions."""
+    match outputs:
+        case PiecesConfig():
+            from trainables.data.pieces import trainer
+
+            return trainer()
+        case PhonesConfig():
+            return pronouncer(outputs.language) if outputs.language in LANGUAGES else None
+        case _:
+            return None

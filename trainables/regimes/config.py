@@ -137,7 +137,7 @@ class SemiSupervisedSettings(EvaluatedSettings):
     frozen_backbone_steps: int = Field(
         0, ge=0, description="First updates, in which only the CTC head learns; all of them: a probe."
     )
-    labels: Literal["characters", "phones"] = "characters"
+    labels: Literal["characters", "phones"] = Field("characters", description="characters: what the trial `outputs`.")
     unlabelled: Literal["none", "contrastive", "pseudo_labels"] = Field(
         "none", description="Loss on unlabelled speech; pseudo_labels are those of an EMA teacher."
     )

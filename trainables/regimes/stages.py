@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainables.data.config import CorpusConfig
-from trainables.data.phones import LANGUAGES, pronouncer
+from trainables.data.config import CharactersConfig, CorpusConfig, OutputsConfig, PhonesConfig
+from trainables.data.symbols import made_with
+from trainables.decoding.config import LanguageModelConfig
+from trainables.decoding.files import fingerprint
 from trainables.losses.config import BilevelConfig, CtcConfig, LossConfig, Part, PseudoLabelConfig, Stream
 from trainables.models.config import TransformerConfig
 from trainables.models.presets import ModelConfig
@@ -49,6 +51,7 @@ class Setting:
     read: Callable[[CorpusConfig], StageData]
     model: ModelConfig
     seed: int
+    outputs: OutputsConfig
     start: TrainedWeights | None = None
 
 
@@ -63,9 +66,13 @@ def _stage(
     corpus: CorpusConfig | None = None,
     phones: str | None = None,
 ) -> Stage:
+    """`phones`: the language whose phones are the outputs, in place of the trial's outputs."""
     data = setting.read(corpus or settings.corpus or setting.corpus)
     reads = {stream for phase in phases for stream in phase.loss.streams}
     evaluated = settings if isinstance(settings, EvaluatedSettings) else None
+    # Without labels nothing is written: pre-training is shared by trials with other outputs.
+    written = setting.outputs if "labelled" in reads else CharactersConfig()
+    outputs = PhonesConfig(language=phones) if phones else written
     return Stage(
         kind=kind,
         corpus=data.corpus,
@@ -77,8 +84,8 @@ def _stage(
         accumulation=settings.accumulation,
         augment_speed=settings.augment_speed,
         crop=settings.crop if "unlabelled" in reads else None,
-        phones=phones,
-        pronouncer=pronouncer(phones) if phones in LANGUAGES else None,
+        outputs=outputs,
+        outputs_made_with=made_with(outputs),
         schedule=settings.schedule,
         report_every=settings.report_every,
         evaluate_every=evaluated.evaluate_every if evaluated else None,
@@ -230,3 +237,28 @@ REGIMES: dict[type, Callable[..., Stage]] = {
 def last_stage(regime: RegimeConfig, setting: Setting) -> Stage:
     """The last stage of the regime; it holds the earlier ones (`trainables.stage.chain`)."""
     return REGIMES[type(regime)](regime, setting)
+
+
+def decoding(trained: Stage, language_model: LanguageModelConfig, setting: Setting) -> Stage:
+    """The stage that decodes what another one has trained."""
+    return Stage(
+        kind="decode",
+        corpus=trained.corpus,
+        data_fingerprint=setting.read(trained.corpus).fingerprints["labelled"],
+        model=trained.model,
+        phases=(),
+        steps=0,
+        batch_seconds=trained.batch_seconds,
+        augment_speed=False,
+        outputs=trained.outputs,
+        outputs_made_with=trained.outputs_made_with,
+        schedule=trained.schedule,
+        report_every=1,
+        evaluate_every=None,
+        evaluate_test=True,
+        language_model=language_model,
+        language_model_sha256=fingerprint(language_model),
+        precision=trained.precision,
+        seed=trained.seed,
+        initial=InitialWeights(stage=trained, parts=("backbone", "ctc_head")),
+    )

@@ -1,0 +1,91 @@
+"""`study errors`: what a finished trial gets wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainables.settings_file import SettingsError
+
+if TYPE_CHECKING:
+    from trainables.scoring import Hypothesis
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    errors = verbs.add_parser("errors", help="the worst utterances and the commonest confusions of a trial")
+    errors.add_argument("trial", metavar="TRIAL", help="as STUDY/TRIAL, or TRIAL where that is unique")
+    errors.add_argument("--split", choices=("dev", "test"), default="test", help="(default: test)")
+    errors.add_argument("--greedy", action="store_true", help="without the language model that the trial has")
+    errors.add_argument("--top", type=int, default=10, help="how many of each (default: 10)")
+    errors.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
+    errors.add_argument("--json", action="store_true", help="print JSON, for programs")
+    errors.set_defaults(command=_errors)
+
+
+def _errors(options: argparse.Namespace) -> int:
+    from rich.table import Table
+    from rich.text import Text
+
+    from study.terminal import make_console
+    from trainables.scoring import confusions, counts, error_rates, worst
+
+    hypotheses, decoding = _hypotheses(options)
+    rates = error_rates(hypotheses)
+    utterances = worst(hypotheses)[: options.top]
+    found = {unit: confusions(hypotheses, unit)[: options.top] for unit in ("words", "characters")}
+    if options.json:
+        rows = {unit: [asdict(confusion) for confusion in pairs] for unit, pairs in found.items()}
+        worst_rows = [asdict(h) | counts(h)._asdict() for h in utterances]
+        print(json.dumps({"rates": rates, "worst": worst_rows, "confusions": rows}, indent=2, ensure_ascii=False))
+        return 0
+    console = make_console()
+    shown = "  ".join(f"{name.upper()} {value:.1%}" for name, value in rates.items())
+    console.print(Text(f"{options.trial}, {options.split}, {decoding}: {len(hypotheses)} utterances, {shown}"))
+    table = Table(
+        "utterance",
+        "errors",
+        "reference, and below it the hypothesis",
+        title="Worst",
+        title_justify="left",
+        show_lines=True,
+    )
+    for hypothesis in utterances:
+        errors, words, *_ = counts(hypothesis)
+        table.add_row(
+            hypothesis.id, f"{errors} / {words}", f"{hypothesis.reference}\n{hypothesis.hypothesis or '(nothing)'}"
+        )
+    console.print(table)
+    for unit, pairs in found.items():
+        table = Table("said", "written", "times", title=f"Commonest confusions of {unit}", title_justify="left")
+        for confusion in pairs:
+            table.add_row(_shown(confusion.reference), _shown(confusion.hypothesis), str(confusion.count))
+        console.print(table)
+    return 0
+
+
+def _shown(token: str) -> str:
+    return {"": "-", " ": "(space)"}.get(token, token)
+
+
+def _hypotheses(options: argparse.Namespace) -> tuple[list[Hypothesis], str]:
+    from study.ledger import Ledger, LedgerError
+    from study.trained import decoded_folder, trained_folder
+    from trainables.evaluate import read_hypotheses
+
+    storage = options.storage.absolute()
+    if not (storage / "ledger.db").is_file():
+        raise SettingsError(
+            [f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"]
+        )
+    try:
+        ledger = Ledger.in_folder(storage)
+    except LedgerError as error:
+        raise SettingsError([str(error)]) from error
+    decoded = None if options.greedy else decoded_folder(ledger, storage, options.trial)
+    path = (decoded or trained_folder(ledger, storage, options.trial)) / f"hypotheses-{options.split}.jsonl"
+    if not path.is_file():
+        raise SettingsError([f"{path}: no such file; was the storage folder moved without its stages?"])
+    return read_hypotheses(path), "with its language model" if decoded else "greedy decoding"

@@ -1,0 +1,140 @@
+"""CTC beam search with an n-gram language model, on several cores.
+
+Legend: T frames, V symbols.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from trainables.data.text import BLANK, Characters
+from trainables.decoding.config import LanguageModelConfig
+
+BOUNDARY = "|"  # a space as a language model of symbols has it
+UTTERANCES_A_TASK = 8
+
+
+def symbol_names(symbols: Sequence[str]) -> list[str]:
+    """A name for each symbol, for a language model of symbols: the text that it writes, a space written |."""
+    return [
+        "<blank>" if index == BLANK else symbol.replace(" ", BOUNDARY) or f"<unused{index}>"
+        for index, symbol in enumerate(symbols)
+    ]
+
+
+@dataclass(frozen=True)
+class BeamSearch:
+    """What a search needs; it travels to other processes as it is."""
+
+    config: LanguageModelConfig
+    language_model: Path
+    symbols: tuple[str, ...]
+    boundary: int | None  # index of the symbol between two words
+    spellings: tuple[tuple[str, tuple[int, ...]], ...]  # of each word of the lexicon; none for unit: symbols
+
+    @classmethod
+    def make(
+        cls, config: LanguageModelConfig, language_model: Path, symbols: Characters, words: Iterable[str] = ()
+    ) -> Self:
+        """A search over the words, or for unit: symbols over all texts.
+
+        Words with a letter that the recogniser cannot write are left out. Raises ValueError when none is left.
+        """
+        spellings = tuple((word, spelling) for word in dict.fromkeys(words) if (spelling := _spelling(word, symbols)))
+        if config.unit == "words" and not spellings:
+            raise ValueError("the lexicon has no word that the recogniser can write; give one in its alphabet")
+        return cls(config, language_model, symbols.symbols, symbols.boundary, spellings)
+
+    def decode(self, log_probabilities: Sequence[Tensor], processes: int = 1) -> list[str]:
+        """The text of each utterance; each is (T, V) log-probabilities, float32, on the CPU."""
+        if processes == 1 or len(log_probabilities) <= UTTERANCES_A_TASK:
+            decoder = _Decoder(self)
+            return [decoder(scores_TV) for scores_TV in log_probabilities]
+        tasks = [
+            log_probabilities[i : i + UTTERANCES_A_TASK] for i in range(0, len(log_probabilities), UTTERANCES_A_TASK)
+        ]
+        context = multiprocessing.get_context("spawn")  # the decoder holds Python's lock, so threads would not help
+        with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(self,)) as pool:
+            found = pool.map(_decode_in_process, [[scores_TV.numpy() for scores_TV in task] for task in tasks])
+            return [text for texts in found for text in texts]
+
+
+def _spelling(word: str, symbols: Characters) -> tuple[int, ...]:
+    """Without the boundary at its end; nothing when a letter is missing."""
+    indices = symbols.encode(word.lower())
+    if symbols.decode(indices).strip() != word.lower():
+        return ()
+    return tuple(indices[:-1] if indices[-1] == symbols.boundary else indices)
+
+
+_in_this_process: dict[str, _Decoder] = {}
+
+
+def _start(search: BeamSearch) -> None:
+    torch.set_num_threads(1)
+    _in_this_process["decoder"] = _Decoder(search)
+
+
+def _decode_in_process(task: Sequence[Any]) -> list[str]:
+    return [_in_this_process["decoder"](torch.from_numpy(scores_TV)) for scores_TV in task]
+
+
+class _Decoder:
+    """torchaudio's decoder (flashlight-text) for a search."""
+
+    def __init__(self, search: BeamSearch) -> None:
+        from torchaudio.models.decoder import ctc_decoder
+
+        config, self.symbols = search.config, search.symbols
+        self.over_words = config.unit == "words"
+        tokens = symbol_names(self.symbols)
+        if self.over_words:  # any names will do, and these need no quoting in the lexicon
+            tokens = [f"s{index}" for index in range(len(self.symbols))]
+        self.boundary = search.boundary
+        with tempfile.NamedTemporaryFile("w", suffix=".lexicon", encoding="utf-8") as lexicon:
+            for word, spelling in search.spellings:
+                lexicon.write(f"{word}\t{' '.join(tokens[index] for index in self._with_boundary(spelling))}\n")
+            lexicon.flush()
+            self.decoder = ctc_decoder(
+                lexicon=lexicon.name if self.over_words else None,
+                tokens=tokens,
+                lm=str(search.language_model),
+                lm_weight=config.weight,
+                word_score=config.word_score,
+                beam_size=config.beam,
+                beam_threshold=config.beam_threshold,
+                beam_size_token=min(config.beam_symbols, len(tokens)),
+                blank_token=tokens[BLANK],
+                sil_token=tokens[BLANK if self.boundary is None else self.boundary],
+                sil_score=0.0,
+                unk_score=-float("inf"),
+                log_add=False,
+            )
+
+    def _with_boundary(self, spelling: tuple[int, ...]) -> tuple[int, ...]:
+        return spelling if self.boundary is None else (*spelling, self.boundary)
+
+    def __call__(self, scores_TV: Tensor) -> str:
+        if self.over_words and self.boundary is not None:
+            scores_TV = torch.cat([scores_TV, self._certain_boundary(scores_TV)])
+        best = self.decoder(scores_TV[None])[0]
+        if not best:
+            return ""
+        if self.over_words:
+            return " ".join(best[0].words).lower()
+        return "".join(self.symbols[i] for i in best[0].tokens.tolist() if i != BLANK).strip().lower()
+
+    def _certain_boundary(self, scores_TV: Tensor) -> Tensor:
+        """One more frame, in which the last word ends: recognisers of characters write no space at the end."""
+        frame_1V = torch.full((1, scores_TV.shape[1]), -1e3)
+        frame_1V[0, self.boundary] = 0.0
+        return frame_1V
