@@ -67,6 +67,9 @@ def _prepare(options: argparse.Namespace) -> int:
     corpus = CORPORA.get(options.name)
     if corpus is None:
         raise SettingsError([f"no corpus {options.name!r}{did_you_mean(options.name, CORPORA)}; see `study corpora`"])
+    if options.language and corpus.languages and options.language not in corpus.languages:
+        choices = ", ".join(corpus.languages)
+        raise SettingsError([f"--language {options.language}: {corpus.title} is in {choices}; leave it out, or name one"])
     if not options.root.is_dir():
         raise SettingsError([f"--root {options.root}: no such folder"])
     if options.processes < 1:
@@ -119,6 +122,9 @@ def _summary(prepared: Prepared) -> Group:
         for kind, count in sorted(prepared.findings.items()):
             findings.add_row(kind, str(count))
         lines.append(findings)
+    absent = [split for split in ("train", "dev", "test") if split not in prepared.hours]
+    if len(absent) < 3 and absent:
+        lines.append(Text(f"No {' and no '.join(absent)} split: training with labels needs all three."))
     in_a_sweep = f"corpus: {{kind: folder, root: {prepared.folder.name}}}"
     lines.append(Text(f"In a sweep: {in_a_sweep}   with CORPORA={prepared.folder.parent}"))
     return Group(*lines)

@@ -29,6 +29,7 @@ def _errors(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
+    from study.answer import metric_name
     from study.terminal import make_console
     from trainables.scoring import confusions, counts, error_rates, worst
 
@@ -42,8 +43,8 @@ def _errors(options: argparse.Namespace) -> int:
         print(json.dumps({"rates": rates, "worst": worst_rows, "confusions": rows}, indent=2, ensure_ascii=False))
         return 0
     console = make_console()
-    shown = "  ".join(f"{name.upper()} {value:.1%}" for name, value in rates.items())
-    console.print(Text(f"{options.trial}, {options.split}, {decoding}: {len(hypotheses)} utterances, {shown}"))
+    shown = "  ".join(f"{metric_name(f'{options.split}_{name}')} {value:.1%}" for name, value in rates.items())
+    console.print(Text(f"{options.trial}, {decoding}, {len(hypotheses)} utterances: {shown}"))
     table = Table(
         "utterance",
         "errors",
@@ -59,7 +60,7 @@ def _errors(options: argparse.Namespace) -> int:
         )
     console.print(table)
     for unit, pairs in found.items():
-        table = Table("said", "written", "times", title=f"Commonest confusions of {unit}", title_justify="left")
+        table = Table("said", "written", "times", title=f"Confused {unit}", title_justify="left")
         for confusion in pairs:
             table.add_row(_shown(confusion.reference), _shown(confusion.hypothesis), str(confusion.count))
         console.print(table)

@@ -26,6 +26,7 @@ from search_spaces.space import (
     with_conditions,
 )
 from study.spec import StudySpec, trials_of
+from trainables.decoding.files import missing
 from trainables.stage import Stage
 from trainables.trial import absent, corpora_of, stages_of
 
@@ -62,7 +63,7 @@ class ArmPlan:
 class Plan:
     arms: dict[str, ArmPlan] = field(default_factory=dict)
     stages: dict[str, StageCount] = field(default_factory=dict)
-    absent: list[str] = field(default_factory=list)  # why each corpus that is not on this machine cannot be read
+    absent: list[str] = field(default_factory=list)  # why each corpus or language model that is not here cannot be read
 
     @property
     def trials(self) -> int:
@@ -115,7 +116,9 @@ def make_plan(spec: StudySpec) -> Plan:
             _tally_stage(tallies.setdefault(stage.kind, _Tally()), spec, arm, index)
     plan.stages = {kind: tally.count() for kind, tally in tallies.items()}
     corpora = dict.fromkeys(corpus for trial in trials_of(spec) for corpus in corpora_of(trial))
-    plan.absent = list(dict.fromkeys(reason for corpus in corpora for reason in absent(corpus)))
+    absent_corpora = [reason for corpus in corpora for reason in absent(corpus)]
+    models = dict.fromkeys(trial.language_model for trial in trials_of(spec) if trial.language_model)
+    plan.absent = list(dict.fromkeys([*absent_corpora, *(reason for model in models for reason in missing(model))]))
     return plan
 
 

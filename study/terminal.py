@@ -142,7 +142,8 @@ class Terminal(Watcher):
         due = time.monotonic() - active.printed > PLAIN_SECONDS or report.step == stage.steps
         if due and not self._console.is_terminal:
             active.printed = time.monotonic()
-            self._line(f"{trial}: {stage.kind} {report.step}/{stage.steps} {self._metrics(active)}".rstrip())
+            progress = f" {report.step}/{stage.steps}" if stage.steps else ""
+            self._line(f"{trial}: {stage.kind}{progress} {self._metrics(active)}".rstrip())
 
     def trial_ended(self, trial: str) -> None:
         self._active.pop(trial, None)

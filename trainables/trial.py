@@ -192,7 +192,7 @@ def problems(trial: TrialConfig, *, absent_is_fine: bool = False) -> Iterator[tu
         for reason in [] if absent_is_fine else absent(trial.corpus):
             yield "corpus", reason
         return
-    yield from _language_model_problems(trial)
+    yield from _language_model_problems(trial, absent_is_fine=absent_is_fine)
     found = [
         ("corpus" if stage.corpus == trial.corpus else "regime", message)
         for stage in stages
@@ -209,11 +209,11 @@ def _wav2vec_s_problems(trial: TrialConfig, regime: Wav2vecSRegime) -> Iterator[
         yield "labels that are phones need to know the language; give the corpus its `language`"
 
 
-def _language_model_problems(trial: TrialConfig) -> Iterator[tuple[str, str]]:
+def _language_model_problems(trial: TrialConfig, *, absent_is_fine: bool) -> Iterator[tuple[str, str]]:
     config = trial.language_model
     if config is None:
         return
-    for message in missing(config):
+    for message in [] if absent_is_fine else missing(config):
         yield "language_model", message
     if config.path and config.unit == "words" and not config.lexicon and config.path.is_file():
         try:
@@ -314,5 +314,5 @@ def _beyond_letters(corpus: Corpus) -> str | None:
     shown = " ".join(sorted(set(beyond))[:10])
     return (
         f"outputs: letters are a-z and the apostrophe; {len(beyond) / len(texts):.0%} of the characters of the train "
-        f"transcripts are others ({shown}); take outputs: characters"
+        f"transcripts are others ({shown}); take outputs: {{kind: characters}}"
     )

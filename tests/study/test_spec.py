@@ -133,7 +133,8 @@ class TestErrors:
             (
                 "{trials: 3}",
                 "{trials: 3, metric: dev_per}",
-                "19:21: search.metric: input should be 'dev_wer' or 'dev_cer', got 'dev_per'",
+                "19:21: search.metric: input should be 'dev_wer', 'dev_cer', 'dev_mer', 'dev_wer_lm', 'dev_cer_lm' "
+                "or 'dev_mer_lm', got 'dev_per'",
             ),
             (
                 "search: {trials: 3}",

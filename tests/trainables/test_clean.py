@@ -74,13 +74,14 @@ def test_canonically_equal_texts_become_equal(text: str, language: str) -> None:
 
 @pytest.mark.parametrize("language", ["en", "es", "fr", "it", "ru"])
 def test_prompts_as_published_become_their_texts(language: str) -> None:
-    """Another normalisation wrote the column `text`; it differs where symbols were written out, and in apostrophes."""
+    """Another normalisation wrote the column `text`. It leaves asides out, in brackets, and keeps outer apostrophes."""
     with (PROMPTS / language / "manifest.tsv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
-    plain = [row for row in rows if row["has_digits"] == "0"]
-    equal = sum(clean(row["raw_text"], language) == row["text"] for row in plain)
-    assert equal > 0.95 * len(plain)
-    assert all(clean(row["text"], language) == row["text"] for row in plain)
+    plain = [row for row in rows if row["has_digits"] == "0" and not set("([") & set(row["raw_text"])]
+    assert len(plain) > 400
+    for row in plain:
+        words = (word.strip("'") for word in row["text"].split())
+        assert clean(row["raw_text"], language) == " ".join(words)
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,8 @@ def test_prompts_as_published_become_their_texts(language: str) -> None:
         ("en", "rock 'n' roll, the dogs' 'cause o`clock ʼtis", "rock n roll the dogs cause o'clock tis"),
         ("en", "2 + 2 = 4, 50% of $3.20 & a_b", "2 2 4 50 of 3 20 a b"),
         ("en", "ﬁne ＦＵＬＬ　ｗｉｄｔｈ soft\u00adhyphen", "fine full width softhyphen"),
+        ("en", "1\ufe0f\u20e3 a\u034fb", "1 ab"),  # the keycap 1, and a joiner of graphemes
+        ("en", "\u0301a '\u0301b x\u0323\u0301", "a b x\u0323\u0301"),  # marks without a letter go
         ("fr", "Où est l’été ? Cafe\u0301, ŒUVRE, aujourd'hui", "où est l'été café œuvre aujourd'hui"),
         ("es", "¿Qué? ¡Mañana!", "qué mañana"),
         ("nl", "'s-Hertogenbosch, zo'n reünie", "s hertogenbosch zo'n reünie"),
@@ -105,6 +108,7 @@ def test_alphabets(language: str, published: str, written: str) -> None:
     ("published", "written"),
     [
         ("السَّلَامُ عَلَيْكُمْ", "السلام عليكم"),
+        ("بِسْمِ \u0645\u0653", "بسم \u0645\u0653"),
         ("رحمٰن، العـــربية؟", "رحمن العربية"),
         ("أإآؤئءةى", "أإآؤئءةى"),  # nothing is folded
         ("\u0627\u0653 \u0627\u0654", "آ أ"),

@@ -13,6 +13,17 @@ from trainables.config import Config, cosmetic, default_kind
 SAMPLE_RATE_HZ = 16_000
 CORPORA_VARIABLE = "CORPORA"  # environment variable: the folder that relative roots start from
 
+def below_corpora(path: Path) -> Path:
+    """The path made absolute, for workers have other working directories and variables.
+
+    A relative one starts at $CORPORA, if that is set. Raises ValueError for `~` of an unknown user.
+    """
+    try:
+        return (Path(os.environ.get(CORPORA_VARIABLE, "")) / path.expanduser()).absolute()
+    except RuntimeError as error:
+        raise ValueError(str(error)) from error
+
+
 Language = Literal["en", "es", "fr", "it", "ru"]
 
 
@@ -60,11 +71,7 @@ class FolderConfig(_Subsets):
     @field_validator("root")
     @classmethod
     def _absolute(cls, root: Path) -> Path:
-        """Workers have other working directories and variables."""
-        try:
-            return (Path(os.environ.get(CORPORA_VARIABLE, "")) / root.expanduser()).absolute()
-        except RuntimeError as error:  # `~` of an unknown user
-            raise ValueError(str(error)) from error
+        return below_corpora(root)
 
 
 SingleCorpusConfig = Annotated[PromptsConfig | FolderConfig, Field(discriminator="kind")]

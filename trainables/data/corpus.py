@@ -12,7 +12,7 @@ import hashlib
 import heapq
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -94,11 +94,11 @@ def split_of(text: str) -> Split:
     return "dev" if bucket == 0 else "test" if bucket == 1 else "train"
 
 
-def read_manifest(root: Path, *, prefix: str = "") -> list[Utterance]:
+def read_manifest(root: Path, *, prefix: str = "", listed: Set[str] = frozenset()) -> list[Utterance]:
     """Read `root/manifest.tsv`. Rows marked `has_digits` are left out: their text was guessed from figures.
 
-    Rows of the split `unlabelled` need no text. Those of a prepared corpus say where their samples are
-    (`trainables.data.corpora.prepare`).
+    Rows of the split `unlabelled` need no text, and give none; but those whose ids are `listed` are train. Rows of a
+    prepared corpus say where their samples are (`trainables.data.corpora.prepare`).
 
     Raises CorpusError with file and line for a missing column, file or text, a duplicate id, a bad duration, an unknown
     split, a path that leaves the folder, or samples beyond the end of the store.
@@ -108,7 +108,7 @@ def read_manifest(root: Path, *, prefix: str = "") -> list[Utterance]:
         raise AbsentCorpusError(f"{manifest}: no such file; a corpus folder needs a manifest.tsv")
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as stream:
-            utterances = _read_rows(stream, root, manifest, prefix)
+            utterances = _read_rows(stream, root, manifest, prefix, listed)
     except (UnicodeDecodeError, csv.Error) as error:
         raise CorpusError(f"{manifest}: is not a tab-separated table in UTF-8: {error}") from error
     if not utterances:
@@ -116,7 +116,9 @@ def read_manifest(root: Path, *, prefix: str = "") -> list[Utterance]:
     return sorted(utterances, key=lambda u: u.id)  # equal hashes must mean equal batches, whatever the order of rows
 
 
-def _read_rows(stream: Iterable[str], root: Path, manifest: Path, prefix: str) -> list[Utterance]:
+def _read_rows(
+    stream: Iterable[str], root: Path, manifest: Path, prefix: str, listed: Set[str]
+) -> list[Utterance]:
     utterances: dict[str, Utterance] = {}
     size_of = functools.cache(_size)  # for this reading: many utterances share a file of an audio store
     rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -126,6 +128,8 @@ def _read_rows(stream: Iterable[str], root: Path, manifest: Path, prefix: str) -
     for row in rows:
         if row.get("has_digits") == "1":
             continue
+        if row["id"] in listed and row.get("split") == "unlabelled":
+            row["split"] = "train"
         utterance = _utterance(row, root, f"{manifest}:{rows.line_num}", size_of)
         if utterance.id in utterances:
             raise CorpusError(f"{manifest}:{rows.line_num}: id {utterance.id!r} occurs twice; ids must be unique")
@@ -208,10 +212,10 @@ def read_prompts(config: PromptsConfig) -> Corpus:
 
 
 def read_folder(config: FolderConfig) -> Corpus:
-    corpus = _corpus(read_manifest(config.root), str(config.root))
-    if config.labelled_list is None:
-        return corpus
+    if config.labelled_list is None or not (config.root / "manifest.tsv").is_file():
+        return _corpus(read_manifest(config.root), str(config.root))
     listed = _read_list(config.root / "lists" / f"{config.labelled_list}.txt")
+    corpus = _corpus(read_manifest(config.root, listed=listed), str(config.root))
     train = tuple(u for u in corpus.train if u.id in listed)
     if missing := listed - {u.id for u in train}:
         raise CorpusError(

@@ -8,6 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from trainables.config import Config, cosmetic
+from trainables.data.config import below_corpora
 
 
 class LanguageModelConfig(Config):
@@ -20,7 +21,8 @@ class LanguageModelConfig(Config):
     # The content of the files is part of a stage's identity, their place on disk is not.
     path: Path | None = cosmetic(
         None,
-        description="ARPA file, plain or .gz, or KenLM binary. None: an n-gram of the labelled train transcripts.",
+        description="ARPA file, plain or .gz, or KenLM binary; a relative path starts at $CORPORA, if that is set. None: "
+        "an n-gram of the labelled train transcripts.",
     )
     order: int = Field(3, ge=2, le=6, description="Of the n-gram that is made of the train transcripts.")
     unit: Literal["words", "symbols"] = Field(
@@ -40,11 +42,7 @@ class LanguageModelConfig(Config):
     @field_validator("path", "lexicon")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
-        """Workers have other working directories."""
-        try:
-            return path.expanduser().absolute() if path else None
-        except RuntimeError as error:  # `~` of an unknown user
-            raise ValueError(str(error)) from error
+        return below_corpora(path) if path else None
 
     @model_validator(mode="after")
     def _lexicon_of_words(self) -> Self:

@@ -10,9 +10,18 @@ from trainables.decoding.config import LanguageModelConfig
 
 
 def fingerprint(config: LanguageModelConfig) -> str:
-    """sha256 of the content of the language model and the lexicon that the settings name."""
-    paths = [path for path in (config.path, config.lexicon) if path]
-    return "-".join(_sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
+    """sha256 of the content of the language model and the lexicon that the settings name.
+
+    A file that is not on this machine is known by its name, so that a study can be planned before it is there.
+    """
+    return "-".join(_content(path) for path in (config.path, config.lexicon) if path)
+
+
+def _content(path: Path) -> str:
+    if not path.is_file():
+        return f"absent:{path.name}"
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.lru_cache
@@ -25,4 +34,4 @@ def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
 def missing(config: LanguageModelConfig) -> list[str]:
     """Why its files cannot be used."""
     named = {"path": config.path, "lexicon": config.lexicon}
-    return [f"{name}: {path}: no such file" for name, path in named.items() if path and not path.is_file()]
+    return [f"{path}: no such file ({name} of the language model)" for name, path in named.items() if path and not path.is_file()]

@@ -119,7 +119,8 @@ def prepare(
         write(output / "lists" / f"{list_name}.txt", "".join(f"{i}\n" for i in sorted(ids)))
     prepared = _summary(output, rows, findings)
     about = {"corpus": name, "language": language, "limits": asdict(limits), "format": FORMAT_VERSION}
-    write(output / "preparation.json", json.dumps(about | asdict(prepared) | {"folder": None}, indent=1))
+    counts = {name: value for name, value in asdict(prepared).items() if name != "folder"}
+    write(output / "preparation.json", json.dumps(about | counts, indent=1))
     write(output / "manifest.tsv", _table(rows))  # last: with it the corpus is there
     return prepared
 
@@ -130,6 +131,8 @@ def _usable(given: Iterable[Segment], limits: Limits) -> tuple[list[Segment], li
     findings: list[Finding] = []
     for raw in given:
         segment = _with_split(replace(raw, text=None if raw.text is None else clean(raw.text, raw.language)))
+        if segment.split == "unlabelled" and text_finding(segment):
+            segment = replace(segment, text=None)  # it is not needed
         if segment.id in segments:
             findings.append(Finding("duplicate_id", segment.id, str(segment.path), "the first one with it is kept"))
         elif finding := text_finding(segment):
@@ -355,7 +358,7 @@ def _with_plausible_text(rows: list[dict[str, Any]], limits: Limits) -> tuple[li
     findings = []
     for row in rows:
         pace = len(row["text"]) / float(row["duration_seconds"])
-        if pace > limits.max_characters_per_second:
+        if row["split"] != "unlabelled" and pace > limits.max_characters_per_second:
             detail = f"{pace:.0f} characters a second; its text or its time stamps are another utterance's"
             findings.append(Finding("wrong_text", row["id"], row["path"], detail))
     wrong = {finding.id for finding in findings}

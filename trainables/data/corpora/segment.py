@@ -15,7 +15,7 @@ class Segment:
 
     id: str
     path: Path  # audio of any rate; need not exist
-    text: str | None  # as the corpus writes it; None: no transcript, for the split `unlabelled`
+    text: str | None  # as the corpus writes it; None: no transcript, for the split `unlabelled`, where it is optional
     split: Split | None  # None: the corpus has no splits; they are made by the hash of the text
     speaker: str = ""  # unique within the corpus; empty: not known
     language: str = ""  # ISO 639-1; of code-switched speech the matrix language

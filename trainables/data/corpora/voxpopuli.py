@@ -1,0 +1,65 @@
+"""VoxPopuli (Wang et al. 2021, arXiv:2101.00390), as `get_asr_data` and `get_unlabelled_data` of
+https://github.com/facebookresearch/voxpopuli leave it.
+
+The tables are read here: lhotse's recipe reads other files, the uncut sessions, and opens each. The scripts write no
+table of the unlabelled segments, so these are the files that are there; the scripts do not leave out the sessions that
+dev and test are from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from trainables.data.corpora.files import choose_language, read_table, refuse_missing
+from trainables.data.corpora.segment import PublishedCorpus, Segment
+from trainables.data.corpus import LABELLED, CorpusError
+
+TRANSCRIBED, UNLABELLED = "transcribed_data", "unlabelled_data"
+COLUMNS = ("id", "normalized_text", "speaker_id", "split")
+NEEDS = (
+    "transcribed_data/LANGUAGE/asr_{train,dev,test}.tsv and YEAR/*.ogg beside them, or "
+    "unlabelled_data/LANGUAGE/YEAR/*.ogg, or both"
+)
+
+
+def read(root: Path, language: str | None) -> Iterator[Segment]:
+    """Segments of the transcribed speech, normalised text, then of the unlabelled speech, whose speakers are not known.
+
+    Raises LayoutError for missing folders or tables, CorpusError for a language that is not one of those there, or for
+    a malformed row.
+    """
+    names = sorted({path.name for part in (TRANSCRIBED, UNLABELLED) for path in (root / part).glob("*/")})
+    neither = [f"{TRANSCRIBED}/LANGUAGE or {UNLABELLED}/LANGUAGE"]
+    refuse_missing(root, [] if names else neither, NEEDS)
+    name = choose_language(language, names, root)
+    transcribed = root / TRANSCRIBED / name
+    tables = {split: transcribed / f"asr_{split}.tsv" for split in LABELLED} if transcribed.is_dir() else {}
+    missing = [path.relative_to(root).as_posix() for path in tables.values() if not path.is_file()]
+    unlabelled = sorted((root / UNLABELLED / name).glob("*/*.ogg"))
+    missing += [] if tables or unlabelled else [f"{UNLABELLED}/{name}/YEAR/*.ogg"]
+    refuse_missing(root, missing, NEEDS)
+    for split, table in tables.items():
+        for where, row in read_table(table, COLUMNS):
+            utterance, speaker = row["id"], row["speaker_id"]
+            if row["split"] != split or not utterance[:4].isdecimal() or "/" in utterance:
+                rule = f"must be of the split {split}, with an id that begins with the year"
+                raise CorpusError(f"{where}: {rule}; got split {row['split']!r}, id {utterance!r}: unpack again")
+            path = transcribed / utterance[:4] / f"{utterance}.ogg"
+            known = "" if speaker == "None" else speaker
+            yield Segment(utterance, path, row["normalized_text"], split, known, name)
+    for path in unlabelled:
+        yield Segment(path.stem, path, None, "unlabelled", "", name)
+
+
+CORPUS = PublishedCorpus(
+    title="VoxPopuli",
+    hours="1,791 transcribed in 16 languages (English 543), 400,000 unlabelled in 23",
+    licence="CC0 1.0; European Parliament's terms for the recordings",
+    needs=NEEDS,
+    read=read,
+    languages=(
+        *("bg", "cs", "da", "de", "el", "en", "es", "et", "fi", "fr", "hr", "hu"),
+        *("it", "lt", "lv", "mt", "nl", "pl", "pt", "ro", "sk", "sl", "sv"),
+    ),
+)
