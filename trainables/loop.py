@@ -350,7 +350,7 @@ class _Training:
             augment_speed=self.stage.augment_speed,
             rank=rank(),
             world_size=world_size(),
-            sampling_exponent=1.0 if labelled else self.corpus.sampling_exponent,
+            sampling_exponent=self.corpus.sampling_exponent,
             crop=None if labelled else self.stage.crop,
             accumulation=self.stage.accumulation,
             # On a CPU, threads that read ahead would take from those that compute.

@@ -111,6 +111,7 @@ def _assumed(config: CorpusConfig) -> StageData:
     """What a corpus that is not there will be, going by its settings."""
     settings = config.model_dump(mode="json")
     minutes, hours = config.labelled_minutes, config.unlabelled_hours
+    several = isinstance(config, MixtureConfig) and len(config.labelled) > 1
     own: dict[Stream, tuple[str, ...]] = {
         "labelled": (
             "kind",
@@ -118,6 +119,7 @@ def _assumed(config: CorpusConfig) -> StageData:
             "labelled",
             "labelled_list",
             "labelled_minutes",
+            *(["sampling_exponent"] if several else []),
             *(["subset_seed"] if minutes else []),
         ),
         "unlabelled": (
@@ -146,7 +148,7 @@ def corpora_of(trial: TrialConfig) -> list[CorpusConfig]:
 def absent(config: CorpusConfig) -> list[str]:
     """Why the corpus, or each part of a mixture, cannot be read because it is not on this machine."""
     if isinstance(config, MixtureConfig):
-        return [reason for part in (config.labelled, *config.unlabelled) for reason in absent(part)]
+        return [reason for part in (*config.labelled, *config.unlabelled) for reason in absent(part)]
     try:
         corpus_of(config)
     except AbsentCorpusError as error:

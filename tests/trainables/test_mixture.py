@@ -111,7 +111,7 @@ def test_the_corpora_of_a_mixture_are_found_from_anywhere(monkeypatch: pytest.Mo
     assert isinstance(stage.corpus, MixtureConfig)
     monkeypatch.delenv("CORPORA")
     monkeypatch.chdir("/")
-    assert stage.corpus.labelled == stage.corpus.unlabelled[0] == FolderConfig(root=tmp_path / "here")
+    assert stage.corpus.labelled[0] == stage.corpus.unlabelled[0] == FolderConfig(root=tmp_path / "here")
     assert read_corpus(stage.corpus).train
 
 
@@ -302,3 +302,45 @@ def test_a_monolingual_control_of_equal_hours_matches_a_mixture_within_an_uttera
     for corpus in (mixed, single):
         assert 0 <= hours * 3600 - total_seconds(corpus.unlabelled) < most
     assert mixed.train == single.train
+
+
+# Several labelled corpora
+
+
+def test_labelled_speech_of_several_corpora_is_that_of_each_and_sampled_by_the_exponent() -> None:
+    short_russian = PromptsConfig(language="ru", labelled_minutes=2)
+    corpus = read(SPANISH, labelled=[SPANISH, short_russian], sampling_exponent=0.0)
+    spanish, russian = read_corpus(SPANISH), read_corpus(short_russian)
+    for split in ("train", "dev", "test"):
+        own, other = getattr(spanish, split), getattr(russian, split)
+        assert {u.id for u in getattr(corpus, split)} == {u.id for u in (*own, *other)}
+    drawn = [corpus.train[index] for index, _ in sampled_epoch(corpus.train, corpus.sampling_exponent, 0, 0)]
+    seconds = [total_seconds(u for u in drawn if u.source == source) for source in (0, 1)]
+    assert seconds[0] == pytest.approx(seconds[1], rel=0.02)
+
+
+def test_a_labelled_budget_of_several_corpora_keeps_their_shares() -> None:
+    whole = read(SPANISH, labelled=[SPANISH, RUSSIAN])
+    part = read(SPANISH, labelled=[SPANISH, RUSSIAN], labelled_minutes=5)
+    shares = [
+        total_seconds(u for u in corpus.train if u.source == 0) / total_seconds(corpus.train)
+        for corpus in (whole, part)
+    ]
+    assert shares[0] == pytest.approx(shares[1], abs=0.03)
+
+
+def test_the_exponent_is_part_of_the_identity_of_several_labelled_corpora_only() -> None:
+    def hashes(labelled: Any) -> set[str]:
+        return {
+            read(SPANISH, labelled=labelled, sampling_exponent=exponent).fingerprint(["labelled"])
+            for exponent in (0.5, 1)
+        }
+
+    assert (len(hashes(SPANISH)), len(hashes([SPANISH, RUSSIAN]))) == (1, 2)
+    assert mixture(SPANISH, labelled=[SPANISH, RUSSIAN]).language is None
+    assert mixture(SPANISH, labelled=[SPANISH, SPANISH]).language == "es"
+
+
+def test_a_corpus_that_is_named_twice_among_the_labelled_is_refused() -> None:
+    with pytest.raises(CorpusError, match="occurs twice in a mixture's labelled corpora"):
+        read(RUSSIAN, labelled=[SPANISH, SPANISH])

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from trainables.config import Config, cosmetic, default_kind
 
 SAMPLE_RATE_HZ = 16_000
 CORPORA_VARIABLE = "CORPORA"  # environment variable: the folder that relative roots start from
+
 
 def below_corpora(path: Path) -> Path:
     """The path made absolute, for workers have other working directories and variables.
@@ -77,21 +78,28 @@ class FolderConfig(_Subsets):
 SingleCorpusConfig = Annotated[PromptsConfig | FolderConfig, Field(discriminator="kind")]
 
 
+def _several(given: Any) -> Any:
+    """One corpus is a list of one."""
+    return given if isinstance(given, list | tuple) else (given,)
+
+
 class MixtureConfig(_Subsets):
-    """Labelled speech of one corpus, and the train audio of several as unlabelled speech.
+    """Labelled speech of one corpus or several, and the train audio of several as unlabelled speech.
 
     A corpus with hours h is drawn with probability proportional to h ** sampling_exponent: 1 as they are, 0 alike
     (XLSR-53 and XLS-R, arXiv:2111.09296 section 3: 0.5).
     """
 
     kind: Literal["mixture"] = "mixture"
-    labelled: SingleCorpusConfig
+    labelled: Annotated[tuple[SingleCorpusConfig, ...], BeforeValidator(_several)] = Field(min_length=1)
     unlabelled: tuple[SingleCorpusConfig, ...] = Field(min_length=1)
     sampling_exponent: float = Field(0.5, ge=0, le=1)
 
     @property
     def language(self) -> str | None:
-        return self.labelled.language
+        """That of the labelled speech; None when it is in several, or not known."""
+        languages = {corpus.language for corpus in self.labelled}
+        return languages.pop() if len(languages) == 1 else None
 
 
 CorpusConfig = Annotated[PromptsConfig | FolderConfig | MixtureConfig, Field(discriminator="kind")]

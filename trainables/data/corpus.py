@@ -58,18 +58,19 @@ class Corpus:
     dev: tuple[Utterance, ...]
     test: tuple[Utterance, ...]
     unlabelled: tuple[Utterance, ...]
-    sampling_exponent: float = 1.0  # of the sources of the unlabelled speech; 1: each utterance once an epoch
+    sampling_exponent: float = 1.0  # of the sources of train and unlabelled speech; 1: each utterance once an epoch
 
     def split_hashes(self) -> dict[str, str]:
         """sha256 of the list of utterances of each part: which recordings, how long, and their text.
 
-        That of the unlabelled speech also holds how its sources are sampled.
+        Those of train and unlabelled speech also hold how their sources are sampled, where that matters.
         """
         hashes: dict[str, str] = {name: hash_utterances(getattr(self, name)) for name in (*LABELLED, "unlabelled")}
-        if self.sampling_exponent != 1.0:
-            sources = sorted((u.id, u.source) for u in self.unlabelled)
-            sampled = json.dumps([hashes["unlabelled"], self.sampling_exponent, sources])
-            hashes["unlabelled"] = hashlib.sha256(sampled.encode()).hexdigest()
+        for name in ("train", "unlabelled"):
+            sources = sorted((u.id, u.source) for u in getattr(self, name))
+            if self.sampling_exponent != 1.0 and len({source for _, source in sources}) > 1:
+                sampled = json.dumps([hashes[name], self.sampling_exponent, sources])
+                hashes[name] = hashlib.sha256(sampled.encode()).hexdigest()
         return hashes
 
     def fingerprint(self, streams: Iterable[str]) -> str:
@@ -116,9 +117,7 @@ def read_manifest(root: Path, *, prefix: str = "", listed: Set[str] = frozenset(
     return sorted(utterances, key=lambda u: u.id)  # equal hashes must mean equal batches, whatever the order of rows
 
 
-def _read_rows(
-    stream: Iterable[str], root: Path, manifest: Path, prefix: str, listed: Set[str]
-) -> list[Utterance]:
+def _read_rows(stream: Iterable[str], root: Path, manifest: Path, prefix: str, listed: Set[str]) -> list[Utterance]:
     utterances: dict[str, Utterance] = {}
     size_of = functools.cache(_size)  # for this reading: many utterances share a file of an audio store
     rows = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -234,19 +233,24 @@ def _read_list(path: Path) -> set[str]:
 
 
 def read_mixture(config: MixtureConfig) -> Corpus:
-    labelled = read_corpus(config.labelled)
-    sources = [read_corpus(source).unlabelled for source in config.unlabelled]
-    unlabelled = [replace(u, source=index) for index, source in enumerate(sources) for u in source]
-    found: set[str] = set()
-    for utterance in unlabelled:
-        if utterance.id in found:
-            raise CorpusError(f"id {utterance.id!r} occurs twice in a mixture's unlabelled corpora; ids must be unique")
-        found.add(utterance.id)
-    held_out = {u.id for u in (*labelled.dev, *labelled.test)}
-    if leaked := sorted(held_out & found):
+    corpora = [read_corpus(corpus) for corpus in config.labelled]
+    train, dev, test = (_joined((getattr(corpus, split) for corpus in corpora), "labelled") for split in LABELLED)
+    unlabelled = _joined((read_corpus(source).unlabelled for source in config.unlabelled), "unlabelled")
+    held_out = {u.id for u in (*dev, *test)}
+    if leaked := sorted(held_out & {u.id for u in unlabelled}):
         raise CorpusError(f"utterance {leaked[0]!r} of dev or test is among the mixture's unlabelled speech")
-    ordered = tuple(sorted(unlabelled, key=lambda u: u.id))
-    return replace(labelled, unlabelled=ordered, sampling_exponent=config.sampling_exponent)
+    return Corpus(train, dev, test, unlabelled, config.sampling_exponent)
+
+
+def _joined(parts: Iterable[Sequence[Utterance]], role: str) -> tuple[Utterance, ...]:
+    """The utterances of several corpora, each with the number of its own."""
+    joined = [replace(u, source=number) for number, part in enumerate(parts) for u in part]
+    found: set[str] = set()
+    for utterance in joined:
+        if utterance.id in found:
+            raise CorpusError(f"id {utterance.id!r} occurs twice in a mixture's {role} corpora; ids must be unique")
+        found.add(utterance.id)
+    return tuple(sorted(joined, key=lambda u: u.id))
 
 
 READERS: dict[type, Callable[..., Corpus]] = {
@@ -259,19 +263,29 @@ READERS: dict[type, Callable[..., Corpus]] = {
 def read_corpus(config: CorpusConfig) -> Corpus:
     """The corpus that the settings name, or the subset of it. Raises CorpusError when it cannot be used."""
     corpus = READERS[type(config)](config)
-    budget = config.labelled_minutes
-    train = corpus.train if budget is None else subset(corpus.train, budget * 60, config.subset_seed)
-    return replace(corpus, train=train, unlabelled=_unlabelled_subset(corpus.unlabelled, config))
+    labelled = math.inf if config.labelled_minutes is None else config.labelled_minutes * 60
+    hours = math.inf if config.unlabelled_hours is None else config.unlabelled_hours
+    unlabelled = min(hours * 3600, _share(corpus.unlabelled, config.unlabelled_fraction))
+    seed = config.subset_seed
+    return replace(
+        corpus,
+        train=_subset_of_sources(corpus.train, labelled, seed),
+        unlabelled=_subset_of_sources(corpus.unlabelled, unlabelled, seed),
+    )
 
 
-def _unlabelled_subset(utterances: tuple[Utterance, ...], config: CorpusConfig) -> tuple[Utterance, ...]:
-    """Each source of a mixture gives the same share of its speech."""
-    if config.unlabelled_fraction == 1 and config.unlabelled_hours is None:
+def _share(utterances: Sequence[Utterance], fraction: float) -> float:
+    """That fraction of their duration in seconds; no limit for all of it."""
+    return total_seconds(utterances) * fraction if fraction < 1 else math.inf
+
+
+def _subset_of_sources(utterances: tuple[Utterance, ...], seconds: float, seed: int) -> tuple[Utterance, ...]:
+    """A subset of that duration, to which each source of a mixture gives the same share of its speech."""
+    if seconds == math.inf or not utterances:
         return utterances
     total = total_seconds(utterances)
-    seconds = min(total * config.unlabelled_fraction, (config.unlabelled_hours or math.inf) * 3600)
     sources = [[u for u in utterances if u.source == source] for source in sorted({u.source for u in utterances})]
-    chosen = (u for own in sources for u in subset(own, seconds * total_seconds(own) / total, config.subset_seed))
+    chosen = (u for own in sources for u in subset(own, seconds * total_seconds(own) / total, seed))
     return tuple(sorted(chosen, key=lambda u: u.id))
 
 

@@ -27,8 +27,8 @@ TEN_HOURS = (*ONE_HOUR, "9h")
 NEEDS = (
     "train-clean-100 (or train-clean-5, train-clean-360, train-other-500), dev-other (or dev-clean), test-other (or "
     "test-clean), each with SPEAKER/CHAPTER/*.trans.txt and *.flac; of mini LibriSpeech train-clean-5 and dev-clean-2, "
-    "every other speaker of which is dev, the rest test. train-clean-360 and train-other-500 are unlabelled. Lists: 960h, "
-    f"all of train; and 10min, 1h, 10h, the utterances below {LIMITED}/{{1h/0..5,9h}}/{{clean,other}} (optional)"
+    "every other speaker of which is dev, the rest test. train-clean-360 and train-other-500 are unlabelled. Lists: "
+    f"960h, all of train; 10min, 1h, 10h, the utterances below {LIMITED}/{{1h/0..5,9h}}/{{clean,other}} (optional)"
 )
 CLEAN_NEEDS = "train-clean-100, dev-clean and test-clean, each with SPEAKER/CHAPTER/*.trans.txt and *.flac"
 

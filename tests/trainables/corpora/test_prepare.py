@@ -1,0 +1,419 @@
+"""Preparation of corpora, on real recordings: what is stored, what is left out and why, and going on after a kill."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio.functional
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+from tests.trainables.corpora.layouts import Recording, recordings, write_table
+from trainables.data.audio import waveform
+from trainables.data.config import SAMPLE_RATE_HZ, FolderConfig
+from trainables.data.corpora import prepare as preparation
+from trainables.data.corpora.findings import Finding, FindingKind, Limits
+from trainables.data.corpora.folder import CORPUS
+from trainables.data.corpora.prepare import FindingsError, Prepared, prepare
+from trainables.data.corpora.segment import PublishedCorpus, Segment
+from trainables.data.corpus import LABELLED, Corpus, CorpusError, Split, Utterance, read_corpus, read_manifest, split_of
+
+FULL_SCALE = 2**15
+STEP = 1 / FULL_SCALE
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A corpus as given, and what its preparation made."""
+
+    segments: Sequence[Segment]
+    output: Path
+    prepared: Prepared
+
+    @property
+    def corpus(self) -> Corpus:
+        return read_corpus(FolderConfig(root=self.output))
+
+    @property
+    def utterances(self) -> dict[str, Utterance]:
+        return {u.id: u for u in read_manifest(self.output)}
+
+    @property
+    def findings(self) -> dict[str, dict[str, str]]:
+        return {row["id"]: row for row in table(self.output / "findings.tsv")}
+
+
+def published(segments: Sequence[Segment]) -> PublishedCorpus:
+    return PublishedCorpus("a test's", "", "", "", lambda root, language: iter(segments))
+
+
+def prepared_case(segments: Sequence[Segment], root: Path, output: Path) -> Case:
+    return Case(segments, output, prepare(published(segments), "test", root, output))
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def several(count: int) -> list[Recording]:
+    return list(itertools.islice(recordings("es"), count))
+
+
+def in_turn(number: int) -> Split:
+    return LABELLED[number % 3]
+
+
+def steps(utterance: Utterance) -> NDArray[np.int64]:
+    """The stored samples as whole numbers; each is one exactly."""
+    scaled = waveform(utterance).double().numpy() * FULL_SCALE
+    np.testing.assert_array_equal(scaled, np.rint(scaled))
+    return scaled.astype(np.int64)
+
+
+def decoded_steps(path: Path, channel: int | None = None) -> NDArray[np.float64]:
+    """What torchaudio makes of the decoded file at 16 kHz, in steps of the store."""
+    samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
+    mono = torch.from_numpy(samples.mean(axis=1) if channel is None else samples[:, channel].copy())
+    resampled = torchaudio.functional.resample(mono, rate_hz, SAMPLE_RATE_HZ)
+    return np.clip(resampled.double().numpy() * FULL_SCALE, -FULL_SCALE, FULL_SCALE - 1)
+
+
+# What is stored
+
+RATES_HZ = (8_000, 16_000, 44_100, 48_000)
+FILES = list(itertools.product((".flac", ".wav", ".ogg", ".mp3"), RATES_HZ, (1, 2)))
+CHANNELS = {"left": 0, "right": 1, "both": None}
+
+
+def name_of(suffix: str, rate_hz: int, channels: int) -> str:
+    return f"{suffix[1:]}-{rate_hz}-{channels}"
+
+
+def at_rate(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
+    common = math.gcd(rate_hz, SAMPLE_RATE_HZ)
+    changed: NDArray[np.float32] = resample_poly(samples, rate_hz // common, SAMPLE_RATE_HZ // common)
+    return changed.astype(np.float32)
+
+
+def stereo(left: Recording, right: Recording) -> NDArray[np.float32]:
+    length = min(len(left.samples), len(right.samples))
+    return np.stack([left.samples[:length], right.samples[:length]], axis=1)
+
+
+@pytest.fixture(scope="module")
+def formats(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A file of every kind, three readings of a stereo file, and a long file with an utterance in each second."""
+    root = tmp_path_factory.mktemp("formats")
+    one, other, *_ = several(2)
+    segments = []
+    for number, (suffix, rate_hz, channels) in enumerate(FILES):
+        path = root / f"{name_of(suffix, rate_hz, channels)}{suffix}"
+        samples = one.samples if channels == 1 else stereo(one, other)
+        at = at_rate(samples, rate_hz)
+        soundfile.write(path, at, rate_hz)
+        segments.append(Segment(path.stem, path, one.text, in_turn(number), f"speaker {number % 2}", "es"))
+    two_sides = root / name_of(".flac", 16_000, 2)
+    for side, channel in CHANNELS.items():
+        segments.append(Segment(side, two_sides.with_suffix(".flac"), one.text, "train", "", "es", channel=channel))
+    long = root / "long.flac"
+    soundfile.write(long, np.concatenate([r.samples for r in several(8)]), SAMPLE_RATE_HZ)
+    for second in range(3):
+        stretch = {"start_seconds": second + 0.25, "duration_seconds": 0.9}
+        segments.append(Segment(f"long-{second}", long, "Uno: dos.", None, "", "es", **stretch))
+    segments.append(Segment("long", long, None, "unlabelled"))
+    return prepared_case(segments, root, tmp_path_factory.mktemp("prepared") / "formats")
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".wav"])
+def test_16_bit_samples_at_16_khz_are_stored_as_they_are(formats: Case, suffix: str) -> None:
+    name = name_of(suffix, 16_000, 1)
+    samples, _ = soundfile.read(formats.segments[0].path.with_name(f"{name}{suffix}"), dtype="int16")
+    np.testing.assert_array_equal(steps(formats.utterances[name]), samples)
+
+
+@pytest.mark.parametrize(("suffix", "rate_hz", "channels"), FILES)
+def test_other_audio_is_torchaudio_s_resampling_of_the_decoded_file(
+    formats: Case, suffix: str, rate_hz: int, channels: int
+) -> None:
+    name = name_of(suffix, rate_hz, channels)
+    expected = decoded_steps(formats.segments[0].path.with_name(f"{name}{suffix}"))
+    assert len(expected) > SAMPLE_RATE_HZ / 2
+    np.testing.assert_allclose(steps(formats.utterances[name]), expected, rtol=0, atol=1)
+
+
+@pytest.mark.parametrize(("side", "channel"), CHANNELS.items())
+def test_a_channel_is_taken_alone_and_without_one_their_mean(formats: Case, side: str, channel: int | None) -> None:
+    path = formats.segments[0].path.with_name(f"{name_of('.flac', 16_000, 2)}.flac")
+    samples, _ = soundfile.read(path, dtype="int16")
+    expected = samples.mean(axis=1) if channel is None else samples[:, channel]
+    np.testing.assert_allclose(steps(formats.utterances[side]), expected, rtol=0, atol=0.5)
+
+
+def test_segments_of_a_long_file_are_slices_of_it(formats: Case) -> None:
+    whole = steps(formats.utterances["long"])
+    assert len(whole) == sum(len(r.samples) for r in several(8))
+    for second in range(3):
+        start = round((second + 0.25) * SAMPLE_RATE_HZ)
+        np.testing.assert_array_equal(steps(formats.utterances[f"long-{second}"]), whole[start : start + 14_400])
+
+
+def test_the_corpus_that_a_sweep_reads_is_the_one_that_was_published(formats: Case) -> None:
+    corpus = formats.corpus
+    for segment in formats.segments:
+        utterance = formats.utterances[segment.id]
+        assert utterance.split == (segment.split or split_of("uno dos"))
+        assert utterance.speaker == segment.speaker
+        assert utterance.text == (None if segment.text is None else segment.text.replace("Uno: dos.", "uno dos"))
+        samples = len(waveform(utterance))
+        assert utterance.duration_seconds == pytest.approx(samples / SAMPLE_RATE_HZ, abs=1e-4)
+        seconds = segment.duration_seconds or soundfile.info(segment.path).duration
+        assert samples == pytest.approx(seconds * SAMPLE_RATE_HZ, abs=1)
+    assert {u.id for part in LABELLED for u in getattr(corpus, part)} | {"long"} == {s.id for s in formats.segments}
+    assert {u.id for u in corpus.unlabelled} == {u.id for u in corpus.train} | {"long"}
+
+
+@given(st.sampled_from(["long", "long-1", "mp3-44100-2"]), st.integers(0, 40_000), st.integers(0, 40_000) | st.none())
+def test_a_crop_is_a_slice_of_the_whole(formats: Case, name: str, first: int, count: int | None) -> None:
+    utterance = formats.utterances[name]
+    whole = waveform(utterance)
+    first = min(first, len(whole))
+    assert torch.equal(waveform(utterance, first, count), whole[first:][:count])
+
+
+def test_counts_hours_and_speakers_are_those_of_the_manifest(formats: Case) -> None:
+    found, prepared = list(formats.utterances.values()), formats.prepared
+    assert prepared.utterances == dict(Counter(u.split for u in found))
+    for split, hours in prepared.hours.items():
+        own = [u for u in found if u.split == split]
+        assert hours * 3600 == pytest.approx(math.fsum(u.duration_seconds for u in own), abs=1e-4 * len(own))
+        assert prepared.speakers[split] == len({u.speaker for u in own} - {""})
+    assert (prepared.findings, formats.findings) == ({}, {})
+    about = json.loads((formats.output / "preparation.json").read_text("utf-8"))
+    assert about["hours"] == prepared.hours
+    assert about["limits"] == asdict(LIMITS)
+
+
+def test_checksums_are_those_of_the_stored_samples(formats: Case) -> None:
+    for utterance in formats.utterances.values():
+        assert utterance.content == f"{zlib.crc32(steps(utterance).astype('<i2').tobytes()):08x}"
+
+
+# What is left out
+
+TOO_LONG_SECONDS = 45.0
+
+
+class Bad:
+    """Utterances of bad files. Their names are what is wrong; `expected` has the kind of finding."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.good, self.other, *_ = several(2)
+        self.segments: list[Segment] = []
+        self.expected: dict[str, FindingKind] = {}
+        self._audio()
+        self._lengths()
+        self._texts()
+
+    def add(self, kind: FindingKind | None, path: Path, **changes: Any) -> None:
+        given: dict[str, Any] = {"id": path.stem, "path": path, "text": self.good.text, "split": "train"}
+        self.segments.append(Segment(**{**given, "language": "es", **changes}))
+        if kind:
+            self.expected[self.segments[-1].id] = kind
+
+    def written(self, name: str, samples: NDArray[Any] | None = None, rate_hz: int = 16_000, **form: str) -> Path:
+        soundfile.write(self.root / name, self.good.samples if samples is None else samples, rate_hz, **form)
+        return self.root / name
+
+    def cut(self, name: str, share: float) -> Path:
+        path = self.written(name)
+        os.truncate(path, int(path.stat().st_size * share))
+        return path
+
+    def _audio(self) -> None:
+        self.add("missing_audio", self.root / "missing.flac")
+        for suffix in (".flac", ".wav", ".ogg", ".mp3"):
+            path = self.root / f"garbage-{suffix[1:]}{suffix}"
+            path.write_bytes(np.random.default_rng(0).bytes(20_000))
+            self.add("undecodable", path)
+        (self.root / "empty.wav").touch()
+        (self.root / "folder.wav").mkdir()
+        self.add("undecodable", self.root / "empty.wav")
+        self.add("missing_audio", self.root / "folder.wav")
+        self.add("undecodable", self.written("mono.wav"), channel=1)
+        self.add("undecodable", self.written("scale.wav", self.good.samples * 3e4, subtype="FLOAT"))
+        self.add("undecodable", self.written("nan.wav", self.good.samples * np.nan, subtype="FLOAT"))
+        self.add("silent", self.written("zeros.flac", np.zeros(16_000)))
+        self.add("silent", self.written("quiet.wav", self.good.samples * 5e-4, subtype="FLOAT"))
+        self.add("wrong_rate", self.written("slow.wav", rate_hz=4_000))
+
+    def _lengths(self) -> None:
+        seconds = self.good.seconds
+        self.add("truncated", self.cut("cut-flac.flac", 0.5))
+        self.add("truncated", self.cut("cut-wav.wav", 0.5))
+        self.add("truncated", self.written("half.flac"), expected_seconds=2 * seconds + 1)
+        self.add("wrong_rate", self.written("double.flac"), expected_seconds=seconds - 0.6)
+        self.add("truncated", self.written("beyond.flac"), start_seconds=seconds + 1, duration_seconds=1.0)
+        self.add("truncated", self.written("over.flac"), start_seconds=0.1, duration_seconds=seconds + 0.5)
+        self.add("too_short", self.written("short.flac", self.good.samples[:1_500]))
+        self.add("too_short", self.written("nothing.flac"), start_seconds=0.2, duration_seconds=0.0)
+        long = self.written("long.flac", np.resize(self.good.samples, round(TOO_LONG_SECONDS * SAMPLE_RATE_HZ)))
+        self.add("too_long", long)
+        self.add("too_long", long, id="long-unknown", text=None, split="unlabelled")
+        known = {"text": None, "split": "unlabelled", "start_seconds": 1.0, "duration_seconds": TOO_LONG_SECONDS - 1}
+        self.add(None, long, id="cut", **known)
+
+    def _texts(self) -> None:
+        path = self.written("good.flac")
+        for number, split in enumerate((*LABELLED, "unlabelled")):
+            self.add(None, path, id=f"good-{number}", split=split, text=None if split == "unlabelled" else "Sí.")
+        again = self.written("other.flac", self.other.samples)
+        self.add("duplicate_id", again, id="good-0")
+        self.add("empty_transcript", path, id="no words", text=" - ?!")
+        self.add("wrong_text", path, id="cyrillic", text="не испанский")
+        self.add("wrong_text", path, id="arabic", text="hola", language="ar")
+        self.add("wrong_text", path, id="pace", text="una frase que nadie dice en tan poco tiempo " * 10)
+        self.add(None, path, id="digits", text="1 2 3", language="ru")
+        self.add(None, path, id="unlabelled", text="не испанский", split="unlabelled")
+
+
+@pytest.fixture(scope="module")
+def bad(tmp_path_factory: pytest.TempPathFactory) -> Bad:
+    return Bad(tmp_path_factory.mktemp("bad"))
+
+
+@pytest.fixture(scope="module")
+def left_out(bad: Bad, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return prepared_case(bad.segments, bad.root, tmp_path_factory.mktemp("prepared") / "bad")
+
+
+def test_every_kind_of_finding_has_a_case(bad: Bad) -> None:
+    assert set(bad.expected.values()) == {*get_args(FindingKind)}
+
+
+def test_each_bad_utterance_is_a_finding_of_its_kind_with_its_file(bad: Bad, left_out: Case) -> None:
+    assert {name: row["kind"] for name, row in left_out.findings.items()} == bad.expected
+    assert left_out.prepared.findings == dict(Counter(bad.expected.values()))
+    about = json.loads((left_out.output / "preparation.json").read_text("utf-8"))
+    assert about["findings"] == left_out.prepared.findings
+    paths = {s.id: str(s.path) for s in bad.segments}
+    for name, row in left_out.findings.items():
+        assert row["detail"]
+        assert row["path"] == (str(bad.root / "other.flac") if name == "good-0" else paths[name])
+
+
+def test_all_others_are_there_and_hold_their_own_samples(bad: Bad, left_out: Case) -> None:
+    kept = {s.id for s in bad.segments} - {*bad.expected} - {"cut"} | {"good-0", "cut-0000", "cut-0001"}
+    assert {*left_out.utterances} == kept
+    samples, _ = soundfile.read(bad.root / "good.flac", dtype="int16")
+    for number in range(4):
+        np.testing.assert_array_equal(steps(left_out.utterances[f"good-{number}"]), samples)
+    assert left_out.utterances["good-0"].text == "sí"
+    assert left_out.utterances["unlabelled"].text is None
+
+
+def test_long_unlabelled_speech_of_known_length_is_cut_into_equal_pieces_that_join_to_it(
+    bad: Bad, left_out: Case
+) -> None:
+    whole, _ = soundfile.read(bad.root / "long.flac", dtype="int16")
+    pieces = [steps(left_out.utterances[f"cut-000{number}"]) for number in range(2)]
+    assert len(pieces[0]) == len(pieces[1]) <= LIMITS.max_seconds * SAMPLE_RATE_HZ
+    np.testing.assert_array_equal(np.concatenate(pieces), whole[SAMPLE_RATE_HZ:])
+
+
+@given(st.floats(0.2, 500), st.floats(1, 40), st.floats(0, 100))
+def test_pieces_cover_the_stretch_and_none_is_too_long(seconds: float, longest: float, start: float) -> None:
+    segment = Segment("id", Path("a.flac"), None, "unlabelled", start_seconds=start, duration_seconds=seconds)
+    (prepared, findings) = preparation._usable([segment], Limits(max_seconds=longest))
+    places = [start, *(p.start_seconds + (p.duration_seconds or 0) for p in prepared)]
+    assert [p.start_seconds for p in prepared] == pytest.approx(places[:-1])
+    assert places[-1] == pytest.approx(start + seconds)
+    lengths = [p.duration_seconds or 0 for p in prepared]
+    assert lengths == pytest.approx([lengths[0]] * len(lengths))
+    assert lengths[0] <= longest
+    assert not findings
+
+
+def test_a_strict_preparation_is_refused_with_every_finding_and_makes_no_corpus(
+    bad: Bad, left_out: Case, tmp_path: Path
+) -> None:
+    shutil.copytree(left_out.output / "audio", tmp_path / "audio")  # so that nothing is decoded again
+    with pytest.raises(FindingsError) as error:
+        prepare(published(bad.segments), "test", bad.root, tmp_path, strict=True)
+    message = str(error.value)
+    assert message.startswith(f"{len(bad.expected)} utterance(s) cannot be used; all are in {tmp_path}/findings.tsv\n")
+    assert message.count("\n") == 21
+    assert f"and {len(bad.expected) - 20} more" in message
+    assert (tmp_path / "findings.tsv").read_bytes() == (left_out.output / "findings.tsv").read_bytes()
+    assert not (tmp_path / "manifest.tsv").exists()
+
+
+def test_a_corpus_without_any_usable_transcript_is_refused(bad: Bad, tmp_path: Path) -> None:
+    unusable = [s for s in bad.segments if s.id in ("no words", "cyrillic")]
+    with pytest.raises(CorpusError, match=r"a test's has no utterance there that can be used"):
+        prepare(published(unusable), "test", bad.root, tmp_path)
+
+
+FORMATS = {".flac": "FLAC", ".wav": "WAV", ".ogg": "OGG", ".mp3": "MP3"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    folder = tmp_path_factory.mktemp("whole")
+    spoken = several(1)[0].samples
+    for suffix in FORMATS:
+        soundfile.write(folder / f"spoken{suffix}", spoken, SAMPLE_RATE_HZ)
+    return {suffix: folder / f"spoken{suffix}" for suffix in FORMATS}
+
+
+BYTES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=6)
+HEADER_BYTES = st.lists(st.tuples(st.floats(0, 0.004), st.integers(1, 255)), max_size=3)
+
+
+@settings(max_examples=150)
+@given(st.sampled_from(list(FORMATS)), BYTES, HEADER_BYTES, st.floats(0, 1) | st.just(1.0))
+def test_whatever_happens_to_a_file_it_is_stored_or_found(
+    whole: Mapping[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    suffix: str,
+    flipped: list[tuple[float, int]],
+    header: list[tuple[float, int]],
+    kept: float,
+) -> None:
+    content = bytearray(whole[suffix].read_bytes())
+    for place, bits in (*flipped, *header):
+        content[int(place * len(content))] ^= bits
+    path = tmp_path_factory.getbasetemp() / f"corrupt{suffix}"
+    path.write_bytes(content[: int(kept * len(content))])
+    segment = Segment("id", path, "uno", "train", expected_seconds=soundfile.info(whole[suffix]).duration)
+    ((given, found),) = preparation._decoded([segment], LIMITS)
+    assert given == segment
+    if isinstance(found, Finding):
+        assert found.kind in get_args(FindingKind)
+        assert found.detail
+    else:
+        assert found.dtype == np.int16
+        assert len(found) >= LIMITS.min_seconds * SAMPLE_RATE_HZ
