@@ -72,7 +72,9 @@ def _prepare(options: argparse.Namespace) -> int:
         raise SettingsError([f"no corpus {options.name!r}{did_you_mean(options.name, CORPORA)}; see `study corpora`"])
     if options.language and corpus.languages and options.language not in corpus.languages:
         choices = ", ".join(corpus.languages)
-        raise SettingsError([f"--language {options.language}: {corpus.title} is in {choices}; leave it out, or name one"])
+        raise SettingsError(
+            [f"--language {options.language}: {corpus.title} is in {choices}; leave it out, or name one"]
+        )
     if not options.root.is_dir():
         raise SettingsError([f"--root {options.root}: no such folder"])
     if options.processes < 1:

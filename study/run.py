@@ -185,6 +185,7 @@ def _tell_mlflow(console: Console, uri: str, mirrored: bool, log: Path) -> None:
 
 
 def _status(options: argparse.Namespace) -> int:
+    from study.answer import metric_name
     from study.terminal import failures, make_console, ranking
 
     ledger = _ledger(options.storage)
@@ -195,7 +196,8 @@ def _status(options: argparse.Namespace) -> int:
         return DONE
     table = Table("study", "finished", "failed", "unfinished", "best trial", "question")
     for row in rows:
-        best = f"{row['best']['trial']} {row['best']['metric']} {row['best']['value']:.1%}" if row["best"] else ""
+        found = row["best"]
+        best = f"{found['trial']} {metric_name(found['metric'])} {found['value']:.1%}" if found else ""
         table.add_row(row["study"], *(str(row[s]) for s in ("finished", "failed", "unfinished")), best, row["question"])
     console = make_console()
     console.print(table)

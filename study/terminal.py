@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group
@@ -204,29 +204,39 @@ def _finals(ledger: Ledger, trial: Trial) -> str:
 def ranking(spec: StudySpec, ledger: Ledger) -> Table:
     """Finished trials, best first, with what was varied."""
     trials = ledger.ranked(ledger.trials(spec.study), spec.search.metric)
-    table = Table(title="Trials, best first", title_justify="left")
     finals = {trial.trial: ledger.final(spec.study, trial.trial) for trial in trials}
-    shown = shown_rates(finals.values())
+    shown = _greedy(shown_rates(finals.values()))
+    with_lm = any(name.endswith("_lm") for final in finals.values() for name in final)
+    title = "Trials, best first" + (" (greedy decoding / with the language model)" if with_lm else "")
+    table = Table(title=title, title_justify="left")
     for heading in ("trial", *map(metric_name, shown), "updates", "time"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "trial" else "right")
     table.add_column("searched values", overflow="fold")
     for trial in trials:
-        last = ledger.curve(spec.study, trial.trial)[-1]
-        metrics = (percent(finals[trial.trial].get(name)) for name in shown)
+        final, last = finals[trial.trial], ledger.curve(spec.study, trial.trial)[-1]
+        metrics = (" / ".join(percent(final[n]) for n in (name, f"{name}_lm") if n in final) for name in shown)
         cost = (str(last.step), duration(last.accelerator_seconds))
         table.add_row(trial.trial, *metrics, *cost, point_text(trial.point))
     return table
 
 
 def rate_table(found: Answer) -> Table:
-    """Each arm's results over its seeds."""
+    """Each arm's results over its seeds, with a row for each way of decoding."""
     table = Table(title="Arms: mean over seeds (95 % interval)", title_justify="left")
-    shown = shown_rates(arm.rates for arm in found.arms)
-    for heading in ("arm", "seeds", *map(metric_name, shown)):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "arm" else "right")
+    shown = _greedy(shown_rates(arm.rates for arm in found.arms))
+    for heading in ("arm", "seeds", "decoding", *map(metric_name, shown)):
+        table.add_column(heading, no_wrap=True, justify="left" if heading in ("arm", "decoding") else "right")
     for arm in found.arms:
-        table.add_row(arm.arm, str(len(arm.trials)), *(rate_text(arm.rates.get(name)) for name in shown))
+        seeds = str(len(arm.trials))
+        table.add_row(arm.arm, seeds, "greedy", *(rate_text(arm.rates.get(name)) for name in shown))
+        if any(name.endswith("_lm") for name in arm.rates):
+            table.add_row("", "", "+ LM", *(rate_text(arm.rates.get(f"{name}_lm")) for name in shown))
     return table
+
+
+def _greedy(metrics: Iterable[str]) -> list[str]:
+    """Without those of a language model, and without what the mixed error rate is made up of: the report has these."""
+    return [name for name in metrics if name.endswith(("_cer", "_wer", "_mer"))]
 
 
 def point_text(point: dict[str, object]) -> str:

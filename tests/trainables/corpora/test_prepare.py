@@ -272,7 +272,7 @@ class Bad:
 
     def _lengths(self) -> None:
         seconds = self.good.seconds
-        self.add("truncated", self.cut("cut-flac.flac", 0.5))
+        self.add("undecodable", self.cut("cut-flac.flac", 0.5))  # libsndfile reads nothing of it
         self.add("truncated", self.cut("cut-wav.wav", 0.5))
         self.add("truncated", self.written("half.flac"), expected_seconds=2 * seconds + 1)
         self.add("wrong_rate", self.written("double.flac"), expected_seconds=seconds - 0.6)
