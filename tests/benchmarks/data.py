@@ -22,6 +22,7 @@ import functools
 import gc
 import importlib
 import importlib.util
+import math
 import tempfile
 import time
 import warnings
@@ -55,7 +56,7 @@ LONG_SECONDS = 60.0
 CROP = CropConfig()
 Padded = tuple[Tensor, Tensor]  # waveforms (B, S), lengths (B,)
 Pipeline = Callable[[], Iterator[Padded]]  # one epoch
-OURS, OTHERS = "ours", "others"
+Key = tuple[str, int]  # name of a pipeline, workers
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,10 @@ def write_set(waveforms: Iterable[Tensor], folder: Path, suffix: str = "flac", r
 def our_pipeline(
     utterances: Sequence[Utterance], batch_seconds: float, threads: int, crop: CropConfig | None = None
 ) -> Pipeline:
-    """What the loop trains on, each time from the first batch on."""
+    """What the loop trains on, each time from the first batch on, with an empty queue."""
+    longest_seconds = crop.max_seconds if crop else math.inf
+    durations_seconds = [min(u.duration_seconds, longest_seconds) for u in utterances]
+    batches = len(epoch_batches(durations_seconds, batch_seconds, seed=0, epoch=0))
 
     def epoch() -> Iterator[Padded]:
         load_audio.cache_clear()  # or only the first round would decode
@@ -132,7 +136,6 @@ def our_pipeline(
             crop=crop,
             threads=threads,
         )
-        batches = len(epoch_batches(stream._durations, batch_seconds, stream.seed, 0))
         for _ in range(batches):
             (batch,) = stream.next()
             yield batch.waveform_BS, batch.num_samples_B
@@ -250,21 +253,21 @@ def huggingface_sets(audio: AudioSet) -> dict[str, Any]:
     return {"datasets, files": files.with_transform(decoded_rows), "datasets, arrow": arrow.with_format("torch")}
 
 
-def pipelines(audio: AudioSet, batch_seconds: float, workers: Sequence[int]) -> dict[tuple[str, str, int], Pipeline]:
-    """Pipelines over the same audio, by whose they are, name and workers."""
+def pipelines(audio: AudioSet, batch_seconds: float, workers: Sequence[int]) -> dict[Key, Pipeline]:
+    """Pipelines over the same audio."""
     batches = bucketed(audio.durations_seconds, batch_seconds)
     cuts = lhotse_cuts(audio)
     rows = huggingface_sets(audio) if importlib.util.find_spec("datasets") else {}
-    found: dict[tuple[str, str, int], Pipeline] = {}
+    found: dict[Key, Pipeline] = {}
     for count in workers:
-        found[OURS, "store", count] = our_pipeline(audio.stored, batch_seconds, count)
-        found[OURS, "files", count] = our_pipeline(audio.files, batch_seconds, count)
-        found[OTHERS, "DataLoader, files", count] = dataloader_pipeline(Files(audio.paths), collated, batches, count)
-        found[OTHERS, "lhotse, files", count] = lhotse_pipeline(cuts, batch_seconds, count)
+        found["ours, store", count] = our_pipeline(audio.stored, batch_seconds, count)
+        found["ours, files", count] = our_pipeline(audio.files, batch_seconds, count)
+        found["DataLoader, files", count] = dataloader_pipeline(Files(audio.paths), collated, batches, count)
+        found["lhotse, files", count] = lhotse_pipeline(cuts, batch_seconds, count)
         for coding in ("flac", "wav"):
-            found[OTHERS, f"lhotse, shar {coding}", count] = shar_pipeline(audio, coding, batch_seconds, count)
+            found[f"lhotse, shar {coding}", count] = shar_pipeline(audio, coding, batch_seconds, count)
         for name, dataset in rows.items():
-            found[OTHERS, name, count] = dataloader_pipeline(dataset, collated_rows, batches, count)
+            found[name, count] = dataloader_pipeline(dataset, collated_rows, batches, count)
     return found
 
 
@@ -296,33 +299,38 @@ def run(pipeline: Pipeline) -> Epoch:
     return Epoch(time.perf_counter() - started, samples, padded_samples)
 
 
-def compare(name: str, found: dict[tuple[str, str, int], Pipeline], rounds: int) -> None:
-    epochs: dict[tuple[str, str, int], list[Epoch]] = {key: [] for key in found}
-    for _ in range(rounds + 1):
+def compare(set_name: str, found: dict[Key, Pipeline], rounds: int) -> None:
+    """Print each pipeline's speed, and how many times faster ours is from the store, each at its best."""
+    epochs: dict[Key, list[Epoch]] = {key: [] for key in found}
+    for round_number in range(rounds + 1):
         for key, pipeline in found.items():
-            epochs[key].append(run(pipeline))
-    best = {key: max(epochs[key][1:], key=lambda epoch: epoch.speed) for key in found}
-    for (whose, which, workers), epoch in best.items():
-        slowest = min(e.speed for e in epochs[whose, which, workers][1:])
-        shown = f"{epoch.speed:9.0f} audio s/s (slowest round {slowest:9.0f})   padding {epoch.padding:5.1%}"
-        print(f"{name:5} {whose:6} {which:18} {workers} workers {shown}", flush=True)
-    fastest = {whose: max((e.speed, k[1:]) for k, e in best.items() if k[0] == whose) for whose in (OURS, OTHERS)}
-    ratio = fastest[OURS][0] / fastest[OTHERS][0]
-    print(f"{name:5} ours / best of the others ({', '.join(map(str, fastest[OTHERS][1]))} workers): {ratio:.2f}")
-    if "datasets" not in " ".join(key[1] for key in found):
-        print(f"{name:5} datasets: not installed, left out")
+            epoch = run(pipeline)
+            if round_number:
+                epochs[key].append(epoch)
+    fastest: dict[str, float] = {}
+    for (name, workers), measured in epochs.items():
+        best, worst = max(e.speed for e in measured), min(e.speed for e in measured)
+        fastest[name] = max(best, fastest.get(name, 0.0))
+        padding = sum(e.padding for e in measured) / len(measured)
+        speeds = f"{best:8.0f} audio s/s (worst round {worst:8.0f})"
+        print(f"{set_name:5} {name:18} {workers} workers {speeds}   padding {padding:5.1%}", flush=True)
+    ratios = [f"{name} {fastest['ours, store'] / speed:.1f}" for name, speed in fastest.items() if "ours" not in name]
+    print(f"{set_name:5} ours from the store is as many times faster: {'   '.join(ratios)}")
+    if not any("datasets" in name for name in fastest):
+        print(f"{set_name:5} Hugging Face datasets is not installed, and left out")
 
 
 def compare_crops(audio: AudioSet, batch_seconds: float, workers: Sequence[int], rounds: int) -> None:
-    """A crop reads no more than it needs: it delivers as much audio in a second as a whole recording does."""
-    found: dict[tuple[str, str, int], Pipeline] = {}
-    for count in workers:
-        for name, crop in (("whole", None), ("crops", CROP)):
-            found[name, "store", count] = our_pipeline(audio.stored, batch_seconds, count, crop)
-            found[name, "files", count] = our_pipeline(audio.files, batch_seconds, count, crop)
-    best = {key: max((run(pipeline) for _ in range(rounds + 1)), key=lambda e: e.speed) for key, pipeline in found.items()}
-    for (name, which, count), epoch in best.items():
-        print(f"long  {name} of {which:6} {count} workers {epoch.speed:9.0f} audio s/s", flush=True)
+    """A crop reads no more than it needs: it takes its share of the time of a whole recording, or little more."""
+    share = CROP.max_seconds / LONG_SECONDS
+    for kept, utterances in (("store", audio.stored), ("files", audio.files)):
+        for count in workers:
+            pair = our_pipeline(utterances, batch_seconds, count), our_pipeline(utterances, batch_seconds, count, CROP)
+            measured = [[run(pipeline) for pipeline in pair] for _ in range(rounds + 1)][1:]
+            whole, crops = (min(epochs, key=lambda e: e.seconds) for epochs in zip(*measured, strict=True))
+            speeds = f"whole {whole.speed:8.0f} audio s/s   crops {crops.speed:8.0f} audio s/s"
+            time_share = f"a crop takes {crops.seconds / whole.seconds:.2f} of the time (its length: {share:.2f})"
+            print(f"long  ours, {kept:12} {count} workers {speeds}   {time_share}", flush=True)
 
 
 def random_access(audio: AudioSet, rounds: int, seconds: float = 2.0) -> None:
@@ -332,7 +340,9 @@ def random_access(audio: AudioSet, rounds: int, seconds: float = 2.0) -> None:
     readers: dict[str, Callable[[int, int], object]] = {
         "ours, store": lambda index, first: waveform(audio.stored[index], first, count),
         "soundfile": lambda index, first: soundfile.read(audio.paths[index], count, first, dtype="float32"),
-        "lhotse": lambda index, first: cuts[index].truncate(offset=first / SAMPLE_RATE_HZ, duration=seconds).load_audio(),
+        "lhotse": lambda index, first: (
+            cuts[index].truncate(offset=first / SAMPLE_RATE_HZ, duration=seconds).load_audio()
+        ),
     }
     random = np.random.default_rng(0)
     lengths = [utterance.stored[1] for utterance in audio.stored if utterance.stored]

@@ -319,10 +319,12 @@ def test_each_bad_utterance_is_a_finding_of_its_kind_with_its_file(bad: Bad, lef
     assert left_out.prepared.findings == dict(Counter(bad.expected.values()))
     about = json.loads((left_out.output / "preparation.json").read_text("utf-8"))
     assert about["findings"] == left_out.prepared.findings
-    paths = {s.id: str(s.path) for s in bad.segments}
-    for name, row in left_out.findings.items():
-        assert row["detail"]
-        assert row["path"] == (str(bad.root / "other.flac") if name == "good-0" else paths[name])
+    assert all(row["detail"] for row in left_out.findings.values())
+
+
+def test_each_finding_names_the_corpus_s_own_file(bad: Bad, left_out: Case) -> None:
+    paths = {s.id: str(s.path) for s in bad.segments}  # of a duplicate the later one, which is left out
+    assert {name: row["path"] for name, row in left_out.findings.items()} == {name: paths[name] for name in bad.expected}
 
 
 def test_all_others_are_there_and_hold_their_own_samples(bad: Bad, left_out: Case) -> None:
@@ -417,3 +419,219 @@ def test_whatever_happens_to_a_file_it_is_stored_or_found(
     else:
         assert found.dtype == np.int16
         assert len(found) >= LIMITS.min_seconds * SAMPLE_RATE_HZ
+
+
+# Interrupted, at once, and again
+
+SHARD = 2
+UTTERANCES = 16
+DRIVER = f"""
+import os, signal, sys
+from pathlib import Path
+from trainables.data.corpora import prepare as preparation
+from trainables.data.corpora.folder import CORPUS
+preparation.SEGMENTS_A_SHARD = {SHARD}
+killed = sys.argv[3:] == ["killed"]
+preparation.prepare(
+    CORPUS, "folder", Path(sys.argv[1]), Path(sys.argv[2]),
+    progress=lambda done, of: os.kill(os.getpid(), signal.SIGKILL) if killed and done else None,
+)
+"""
+State = dict[str, tuple[int, int]]  # inode and time of the last change by name
+
+
+def driver(root: Path, output: Path, *words: str) -> subprocess.Popen[bytes]:
+    """A preparation in a process of its own."""
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(root), str(output), *words], start_new_session=True)
+
+
+def state(folder: Path) -> State:
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.iterdir() if not p.name.startswith(".")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of all files, unfinished ones included."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def write_folder(root: Path) -> list[dict[str, str]]:
+    root.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, recording in enumerate(several(UTTERANCES)):
+        name = f"{number:02d}"
+        soundfile.write(root / f"{name}.flac", recording.samples, SAMPLE_RATE_HZ)
+        speaker = f"speaker {number % 4}"
+        about = {"split": in_turn(number), "speaker": speaker}
+        rows.append({"id": name, "path": f"{name}.flac", "text": recording.text, **about})
+    write_table(root / "manifest.tsv", rows)
+    return rows
+
+
+def prepare_folder(root: Path, output: Path, **given: Any) -> Prepared:
+    return prepare(CORPUS, "folder", root, output, **given)
+
+
+@pytest.fixture
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "SEGMENTS_A_SHARD", SHARD)
+
+
+small_shards = pytest.mark.usefixtures("_small_shards")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A corpus, and what one uninterrupted preparation makes of it."""
+    folder = tmp_path_factory.mktemp("alone")
+    write_folder(folder / "corpus")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "SEGMENTS_A_SHARD", SHARD)
+        prepare_folder(folder / "corpus", folder / "prepared")
+    return folder / "corpus", folder / "prepared"
+
+
+@pytest.fixture
+def again(alone: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """The same in another place, with the times of the files as they were."""
+    root, output = shutil.copytree(alone[0], tmp_path / "corpus"), shutil.copytree(alone[1], tmp_path / "prepared")
+    return root, output
+
+
+def fingerprint(output: Path) -> str:
+    return read_corpus(FolderConfig(root=output)).fingerprint(("labelled", "unlabelled"))
+
+
+@small_shards
+def test_a_killed_preparation_goes_on_and_makes_what_an_uninterrupted_one_makes(
+    alone: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, expected = alone
+    killed = driver(root, tmp_path, "killed")
+    assert killed.wait(60) == -signal.SIGKILL
+    os.killpg(killed.pid, signal.SIGKILL)  # and its workers
+    finished = state(tmp_path / "audio")
+    shards = len(list((expected / "audio").glob("*.json")))
+    assert shards == UTTERANCES // SHARD
+    assert 1 <= len(list((tmp_path / "audio").glob("*.json"))) < shards
+    assert not (tmp_path / "manifest.tsv").exists()
+    prepare_folder(root, tmp_path)
+    complete = {name for name in finished if Path(name).with_suffix(".json").name in finished}
+    found = state(tmp_path / "audio")
+    assert {name: found[name] for name in complete} == {name: finished[name] for name in complete}
+    made = contents(tmp_path)
+    assert {name: made[name] for name in contents(expected)} == contents(expected)
+    assert not {name for name in made.keys() - contents(expected).keys() if not Path(name).name.startswith(".")}
+
+
+def test_the_workers_of_a_killed_preparation_end(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    killed = driver(alone[0], tmp_path, "killed")
+    killed.wait(60)
+    try:
+        patience = time.monotonic() + 10
+        while session_is_alive(killed.pid) and time.monotonic() < patience:
+            time.sleep(0.05)
+        assert not session_is_alive(killed.pid)
+    finally:
+        if session_is_alive(killed.pid):
+            os.killpg(killed.pid, signal.SIGKILL)
+
+
+def session_is_alive(session: int) -> bool:
+    """Whether any process of it runs."""
+    try:
+        os.killpg(session, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_two_preparations_at_once_make_what_one_makes(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    root, expected = alone
+    both = [driver(root, tmp_path) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert contents(tmp_path) == contents(expected)
+
+
+@small_shards
+def test_what_killed_preparations_had_begun_is_removed_when_it_is_old(again: tuple[Path, Path]) -> None:
+    root, output = again
+    old, new = output / "audio" / ".0123.7.ab", output / "audio" / ".0123.8.cd"
+    for path, age in ((old, preparation.ABANDONED_SECONDS + 60), (new, preparation.ABANDONED_SECONDS - 60)):
+        path.write_bytes(b"begun")
+        os.utime(path, (time.time() - age,) * 2)
+    prepare_folder(root, output)
+    assert (old.exists(), new.exists()) == (False, True)
+
+
+@small_shards
+def test_preparing_again_changes_no_file(again: tuple[Path, Path], alone: tuple[Path, Path]) -> None:
+    root, output = again
+    before = state(output / "audio")
+    prepare_folder(root, output, verify=True)
+    assert state(output / "audio") == before
+    assert contents(output) == contents(alone[1])
+
+
+@small_shards
+def test_a_changed_transcript_decodes_nothing(again: tuple[Path, Path]) -> None:
+    root, output = again
+    before, text = state(output / "audio"), (root / "manifest.tsv").read_text("utf-8")
+    one = several(1)[0].text
+    (root / "manifest.tsv").write_text(text.replace(one, "otra cosa", 1), encoding="utf-8")
+    prepare_folder(root, output)
+    assert state(output / "audio") == before
+    assert {u.id: u.text for u in read_manifest(output)}["00"] == "otra cosa"
+
+
+@small_shards
+def test_of_changed_audio_that_alone_is_decoded_again_and_one_sample_is_another_corpus(
+    again: tuple[Path, Path],
+) -> None:
+    root, output = again
+    before, fingerprint_before = state(output / "audio"), fingerprint(output)
+    samples, _ = soundfile.read(root / "05.flac", dtype="int16")
+    samples[1_000] ^= 1
+    soundfile.write(root / "05.flac", samples, SAMPLE_RATE_HZ)
+    prepare_folder(root, output)
+    after = state(output / "audio")
+    assert len(after.keys() - before.keys()) == 2  # the samples of a shard, and their index
+    assert {name: after[name] for name in before} == before
+    np.testing.assert_array_equal(steps({u.id: u for u in read_manifest(output)}["05"]), samples)
+    assert fingerprint(output) != fingerprint_before
+
+
+@small_shards
+def test_damaged_shards_are_made_again(again: tuple[Path, Path], alone: tuple[Path, Path]) -> None:
+    """A missing byte is noticed at any time, a changed one where checksums are compared."""
+    root, output = again
+    changed, shorter, *_ = sorted((output / "audio").glob("*.s16"))
+    content = bytearray(changed.read_bytes())
+    content[1_001] ^= 4
+    changed.write_bytes(content)
+    before = state(output / "audio")
+    prepare_folder(root, output)
+    assert state(output / "audio") == before
+    os.truncate(shorter, shorter.stat().st_size - 1)
+    prepare_folder(root, output, verify=True)
+    assert contents(output) == contents(alone[1])
+    remade = {name for name, found in state(output / "audio").items() if found != before[name]}
+    assert remade == {p.with_suffix(s).name for p in (changed, shorter) for s in (".s16", ".json")}
+
+
+@small_shards
+@pytest.mark.parametrize("content", ["", "{}", "[1"])
+def test_a_damaged_index_is_made_again(again: tuple[Path, Path], alone: tuple[Path, Path], content: str) -> None:
+    root, output = again
+    min((output / "audio").glob("*.json")).write_text(content)
+    prepare_folder(root, output)
+    assert contents(output) == contents(alone[1])
+
+
+def test_neither_the_place_nor_the_shards_nor_the_times_of_files_change_the_data(
+    alone: tuple[Path, Path], tmp_path: Path
+) -> None:
+    root, expected = alone
+    elsewhere = shutil.copytree(root, tmp_path / "elsewhere", copy_function=shutil.copyfile)
+    prepare_folder(elsewhere, tmp_path / "prepared")
+    assert len(list((tmp_path / "prepared" / "audio").glob("*.s16"))) == 1
+    assert fingerprint(tmp_path / "prepared") == fingerprint(expected)
