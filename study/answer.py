@@ -6,7 +6,7 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from study.convergence import Axis, spent_until
 from study.ledger import Ledger, Trial
@@ -20,13 +20,14 @@ AXES: dict[Axis, str] = {
 }
 
 # In the order in which they are shown. Every trial has character and word error rates; code-switched speech has mixed
-# ones, too, and a study with a language model has each with it.
+# ones, too.
 RATES = tuple(
-    f"{split}_{rate}{decoding}"
+    f"{split}_{rate}"
     for split in ("dev", "test")
     for rate in ("cer", "wer", "mer", "mer_switched", "mer_monolingual", "pier")
-    for decoding in ("", "_lm")
 )
+Rate = TypeVar("Rate")
+WITH_LM = "_lm"  # ending of a rate that was decoded with a language model
 ALWAYS_SHOWN = frozenset(f"{split}_{rate}" for split in ("dev", "test") for rate in ("cer", "wer"))
 
 
@@ -110,7 +111,8 @@ def _without_seed(trial: Trial) -> dict[str, Any]:
 
 
 def _rates(finals: list[dict[str, float]]) -> dict[str, Mean]:
-    return {name: mean_of([final[name] for final in finals]) for name in RATES if _all_have(finals, name)}
+    names = (*RATES, *(f"{name}{WITH_LM}" for name in RATES))
+    return {name: mean_of([final[name] for final in finals]) for name in names if _all_have(finals, name)}
 
 
 def _all_have(finals: list[dict[str, float]], name: str) -> bool:
@@ -225,11 +227,18 @@ def shown_rates(found: Iterable[Mapping[str, object]]) -> list[str]:
     return [name for name in RATES if name in there or name in ALWAYS_SHOWN]
 
 
+def by_decoding(rates: Mapping[str, Rate]) -> dict[str, dict[str, Rate]]:
+    """The rates of greedy decoding, and of decoding with a language model where that was done, under the same names."""
+    with_lm = {name.removesuffix(WITH_LM): rate for name, rate in rates.items() if name.endswith(WITH_LM)}
+    greedy = {name: rate for name, rate in rates.items() if not name.endswith(WITH_LM)}
+    return {"greedy": greedy, **({"+ LM": with_lm} if with_lm else {})}
+
+
 def metric_name(metric: str) -> str:
     """`dev_cer` as a person reads it; `dev_wer_lm` is `dev WER + LM`."""
-    split, _, rate = metric.removesuffix("_lm").partition("_")
+    split, _, rate = metric.removesuffix(WITH_LM).partition("_")
     name, _, of = rate.partition("_")
-    decoding = " + LM" if metric.endswith("_lm") else ""
+    decoding = " + LM" if metric.endswith(WITH_LM) else ""
     return f"{split} {name.upper()}{f' {of}' if of else ''}{decoding}"
 
 

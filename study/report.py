@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.answer import AXES, Answer, answer, metric_name, rate_text, shown_rates
+from study.answer import AXES, Answer, answer, by_decoding, metric_name, rate_text, shown_rates
 from study.convergence import Axis
 from study.ledger import CurvePoint, Ledger
 from study.spec import StudySpec, without_passwords
@@ -147,9 +147,13 @@ def _caption(found: Answer) -> str:
 
 def _rate_table(found: Answer) -> str:
     shown = shown_rates(arm.rates for arm in found.arms)
-    rows = [[arm.arm, str(len(arm.trials)), *(rate_text(arm.rates.get(name)) for name in shown)] for arm in found.arms]
+    rows = [
+        [arm.arm, str(len(arm.trials)), decoding, *(rate_text(rates.get(name)) for name in shown)]
+        for arm in found.arms
+        for decoding, rates in by_decoding(arm.rates).items()
+    ]
     note = "<p class=note>Mean over seeds, with the 95 % interval of Student's t.</p>"
-    return _table(["arm", "seeds", *map(metric_name, shown)], rows) + note
+    return _table(["arm", "seeds", "decoding", *map(metric_name, shown)], rows) + note
 
 
 def _cell_sections(found: Answer) -> list[str]:
@@ -158,11 +162,12 @@ def _cell_sections(found: Answer) -> list[str]:
         return []
     shown = shown_rates(cell.rates for cell in found.cells)
     rows = [
-        [c.arm, point_text(c.point) or "-", str(len(c.trials)), *(rate_text(c.rates.get(name)) for name in shown)]
+        [c.arm, point_text(c.point) or "-", str(len(c.trials)), decoding, *(rate_text(rates.get(n)) for n in shown)]
         for c in found.cells
+        for decoding, rates in by_decoding(c.rates).items()
     ]
     note = "<p class=note>Mean over all seeds, with the 95 % interval of Student's t where there are several.</p>"
-    table = _table(["arm", "searched values", "seeds", *map(metric_name, shown)], rows)
+    table = _table(["arm", "searched values", "seeds", "decoding", *map(metric_name, shown)], rows)
     return ["<h2>Results of each configuration</h2>", table + note]
 
 
@@ -193,11 +198,12 @@ def _trial_table(spec: StudySpec, ledger: Ledger) -> str:
     trials = ledger.trials(spec.study)
     ranked = ledger.ranked(trials, spec.search.metric)
     rows = []
-    finals = {trial.trial: ledger.final(spec.study, trial.trial) for trial in trials}
-    shown = shown_rates(finals.values())
+    results = {trial.trial: by_decoding(ledger.final(spec.study, trial.trial)) for trial in trials}
+    shown = shown_rates(found["greedy"] for found in results.values())
     for trial in [*ranked, *(t for t in trials if t not in ranked)]:
         curve = ledger.curve(spec.study, trial.trial)
-        metrics = [percent(finals[trial.trial].get(name)) for name in shown]
+        decoded = results[trial.trial].values()
+        metrics = [" / ".join(percent(rates.get(name)) for rates in decoded) for name in shown]
         cost = [str(curve[-1].step), duration(curve[-1].accelerator_seconds)] if curve else ["", ""]
         status = f"{trial.status}: {trial.cause}" if trial.cause else trial.status
         rows.append(

@@ -12,10 +12,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.answer import RATES, Answer, metric_name, rate_text, shown_rates
+from study.answer import Answer, by_decoding, metric_name, rate_text, shown_rates
 from study.ledger import Ledger, Trial
 from study.plan import Plan
-from study.spec import StudySpec
+from study.spec import METRICS, StudySpec
 from study.watcher import Watcher
 from trainables.models.cost import ModelSize
 from trainables.stage import Report, Stage
@@ -197,24 +197,25 @@ class Terminal(Watcher):
 
 def _finals(ledger: Ledger, trial: Trial) -> str:
     final = ledger.final(trial.study, trial.trial)
-    shown = [f"{metric_name(name)} {final[name]:.1%}" for name in RATES if name.startswith("dev_") and name in final]
+    shown = [f"{metric_name(name)} {final[name]:.1%}" for name in METRICS if name in final]
     return ", ".join(shown)
 
 
 def ranking(spec: StudySpec, ledger: Ledger) -> Table:
     """Finished trials, best first, with what was varied."""
     trials = ledger.ranked(ledger.trials(spec.study), spec.search.metric)
-    finals = {trial.trial: ledger.final(spec.study, trial.trial) for trial in trials}
-    shown = _greedy(shown_rates(finals.values()))
-    with_lm = any(name.endswith("_lm") for final in finals.values() for name in final)
+    results = {trial.trial: by_decoding(ledger.final(spec.study, trial.trial)) for trial in trials}
+    shown = _main(shown_rates(found["greedy"] for found in results.values()))
+    with_lm = any(len(found) > 1 for found in results.values())
     title = "Trials, best first" + (" (greedy decoding / with the language model)" if with_lm else "")
     table = Table(title=title, title_justify="left")
     for heading in ("trial", *map(metric_name, shown), "updates", "time"):
         table.add_column(heading, no_wrap=True, justify="left" if heading == "trial" else "right")
     table.add_column("searched values", overflow="fold")
     for trial in trials:
-        final, last = finals[trial.trial], ledger.curve(spec.study, trial.trial)[-1]
-        metrics = (" / ".join(percent(final[n]) for n in (name, f"{name}_lm") if n in final) for name in shown)
+        last = ledger.curve(spec.study, trial.trial)[-1]
+        decoded = results[trial.trial].values()
+        metrics = (" / ".join(percent(rates.get(name)) for rates in decoded) for name in shown)
         cost = (str(last.step), duration(last.accelerator_seconds))
         table.add_row(trial.trial, *metrics, *cost, point_text(trial.point))
     return table
@@ -223,19 +224,18 @@ def ranking(spec: StudySpec, ledger: Ledger) -> Table:
 def rate_table(found: Answer) -> Table:
     """Each arm's results over its seeds, with a row for each way of decoding."""
     table = Table(title="Arms: mean over seeds (95 % interval)", title_justify="left")
-    shown = _greedy(shown_rates(arm.rates for arm in found.arms))
+    shown = _main(shown_rates(arm.rates for arm in found.arms))
     for heading in ("arm", "seeds", "decoding", *map(metric_name, shown)):
         table.add_column(heading, no_wrap=True, justify="left" if heading in ("arm", "decoding") else "right")
     for arm in found.arms:
-        seeds = str(len(arm.trials))
-        table.add_row(arm.arm, seeds, "greedy", *(rate_text(arm.rates.get(name)) for name in shown))
-        if any(name.endswith("_lm") for name in arm.rates):
-            table.add_row("", "", "+ LM", *(rate_text(arm.rates.get(f"{name}_lm")) for name in shown))
+        for decoding, rates in by_decoding(arm.rates).items():
+            first = (arm.arm, str(len(arm.trials))) if decoding == "greedy" else ("", "")
+            table.add_row(*first, decoding, *(rate_text(rates.get(name)) for name in shown))
     return table
 
 
-def _greedy(metrics: Iterable[str]) -> list[str]:
-    """Without those of a language model, and without what the mixed error rate is made up of: the report has these."""
+def _main(metrics: Iterable[str]) -> list[str]:
+    """Without what the mixed error rate is made up of, which the report has."""
     return [name for name in metrics if name.endswith(("_cer", "_wer", "_mer"))]
 
 

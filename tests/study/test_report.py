@@ -253,7 +253,7 @@ class TestStatusCommand:
         shown = capsys.readouterr().out
         assert all(name in shown for name in ("fast-000", "slow-000-seed3", "fast: <lost> & gone"))
         assert main(["status", "--storage", str(spec.storage)]) == 0
-        assert "fast-000 dev_cer 10.0%" in capsys.readouterr().out
+        assert "fast-000 dev CER 10.0%" in capsys.readouterr().out
 
     @pytest.mark.parametrize("words", [["status"], ["status", "race"]])
     def test_brackets_are_text(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
