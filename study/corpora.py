@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -79,6 +80,9 @@ def _prepare(options: argparse.Namespace) -> int:
         raise SettingsError([f"--root {options.root}: no such folder"])
     if options.processes < 1:
         raise SettingsError([f"--processes must be at least 1, got {options.processes}"])
+    if not 0 <= options.min_seconds < options.max_seconds < math.inf:
+        times = f"{options.min_seconds:g} and {options.max_seconds:g}"
+        raise SettingsError([f"--min-seconds and --max-seconds must be from 0 on, the second larger, got {times}"])
     output = (options.output or _default_output(options.name, options.language)).absolute()
     bar = Progress(
         *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
@@ -100,6 +104,9 @@ def _prepare(options: argparse.Namespace) -> int:
             )
     except (CorpusError, OSError) as error:
         raise SettingsError([str(error)]) from error
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. The same command goes on where it was.")
+        return 130
     if options.json:
         print(json.dumps(asdict(prepared) | {"folder": str(prepared.folder)}, indent=2))
     else:

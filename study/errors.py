@@ -19,10 +19,16 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     errors.add_argument("trial", metavar="TRIAL", help="as STUDY/TRIAL, or TRIAL where that is unique")
     errors.add_argument("--split", choices=("dev", "test"), default="test", help="(default: test)")
     errors.add_argument("--greedy", action="store_true", help="without the language model that the trial has")
-    errors.add_argument("--top", type=int, default=10, help="how many of each (default: 10)")
+    errors.add_argument("--top", type=_count, default=10, help="how many of each (default: 10)")
     errors.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
     errors.add_argument("--json", action="store_true", help="print JSON, for programs")
     errors.set_defaults(command=_errors)
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return value
 
 
 def _errors(options: argparse.Namespace) -> int:

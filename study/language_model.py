@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import gzip
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -34,19 +34,21 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _train(options: argparse.Namespace) -> int:
     from trainables.data.clean import clean
     from trainables.data.text import normalise
-    from trainables.decoding.ngram import estimate
+    from trainables.decoding.ngram import MAX_ORDER, estimate
 
     def units(line: str) -> Sequence[str]:
         text = clean(line, options.language) if options.language else normalise(line)
         return text.split() if options.unit == "words" else [*text.replace(" ", "|")]
 
+    if not 2 <= options.order <= MAX_ORDER:
+        raise SettingsError([f"--order must be from 2 to {MAX_ORDER}, which decoders read; got {options.order}"])
     missing = [f"{path}: no such file or folder" for path in options.texts if not path.exists()]
     if missing:
         raise SettingsError(missing)
     try:
         sentences = (units(line) for path in options.texts for line in _lines(path))
         estimate((s for s in sentences if s), options.order, options.output)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, EOFError, zlib.error, RuntimeError) as error:
         raise SettingsError([str(error)]) from error
     print(options.output)
     return 0
@@ -61,10 +63,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 
 def _train_transcripts(folder: Path) -> Iterator[str]:
-    """Of a corpus folder, without its audio."""
-    from trainables.data.corpus import split_of
+    """Of a corpus folder, as training reads them."""
+    from trainables.data.corpus import read_manifest
 
-    with (folder / "manifest.tsv").open(encoding="utf-8-sig", newline="") as stream:
-        for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE):
-            if (row.get("split") or split_of(row["text"])) == "train":
-                yield row["text"]
+    return (u.text or "" for u in read_manifest(folder) if u.split == "train")

@@ -27,6 +27,8 @@ from trainables.stage import Report, Stage, StageResult
 from trainables.start import autocast, build_model, corpus_of_stage
 from trainables.store import StageStore
 
+FRAMES_WORTH_PROCESSES = 100_000  # starting processes takes some seconds, in which one decodes about as many
+
 
 def decode_stage(
     stage: Stage, store: StageStore, device: torch.device, report: Callable[[Report], None]
@@ -115,7 +117,12 @@ def _decode_split(
         mine += share
         on_cpu = scores_BTV.float().cpu()
         scores += [on_cpu[i, :frames] for i, frames in enumerate(num_frames_B.tolist())]
-    texts = search.decode(scores, processes=torch.get_num_threads())  # a worker has as many threads as cores
+    # A worker has as many threads as cores.
+    processes = torch.get_num_threads() if sum(map(len, scores)) > FRAMES_WORTH_PROCESSES else 1
+    try:
+        texts = search.decode(scores, processes)
+    except ValueError as error:
+        raise CorpusError(f"language model: {error}") from error
     hypotheses = everywhere(hypothesis_of(u, text) for u, text in zip(mine, texts, strict=True))
     if rank() == 0:
         write_hypotheses(folder / f"hypotheses-{split}.jsonl", hypotheses)

@@ -27,6 +27,7 @@ from trainables.data.config import (
 )
 from trainables.data.corpus import AbsentCorpusError, Corpus, CorpusError, Utterance, read_corpus, total_seconds
 from trainables.data.phones import PhonesError, refuse_language
+from trainables.data.pieces import fewest_pieces
 from trainables.data.text import LETTERS
 from trainables.decoding.config import LanguageModelConfig
 from trainables.decoding.files import missing
@@ -239,6 +240,11 @@ def _stage_problems(trial: TrialConfig, stage: Stage, *, absent_is_fine: bool) -
         yield message
     if isinstance(stage.outputs, LettersConfig) and (message := _beyond_letters(corpus_of(stage.corpus))):
         yield message
+    if isinstance(stage.outputs, PiecesConfig) and "labelled" in stage.streams:
+        needed = fewest_pieces(u.text or "" for u in corpus_of(stage.corpus).train)
+        if needed > stage.outputs.vocabulary_size:
+            size = stage.outputs.vocabulary_size
+            yield f"outputs.vocabulary_size is {size}; pieces of these transcripts need at least {needed}"
     if stage.crop and "unlabelled" in stage.streams:
         yield from _crop_problems(stage.crop, trial.model.min_samples, corpus_of(stage.corpus))
 

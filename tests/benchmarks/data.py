@@ -321,7 +321,7 @@ def compare(set_name: str, found: dict[Key, Pipeline], rounds: int) -> None:
 
 
 def compare_crops(audio: AudioSet, batch_seconds: float, workers: Sequence[int], rounds: int) -> None:
-    """A crop reads no more than it needs: it takes its share of the time of a whole recording, or little more."""
+    """From the store a crop takes its share of a whole recording's time, or little more. A file is decoded whole."""
     share = CROP.max_seconds / LONG_SECONDS
     for kept, utterances in (("store", audio.stored), ("files", audio.files)):
         for count in workers:

@@ -68,7 +68,7 @@ def train(regime: dict[str, Any], storage: Path) -> list[float]:
     torch.set_num_threads(1)
     curve: list[float] = []
     for stage in stages_of(TrialConfig.model_validate(settings)):
-        error = f"{stage.dev_name}_{'per' if stage.outputs.kind == "phones" else 'cer'}"
+        error = f"{stage.dev_name}_{'per' if stage.outputs.kind == 'phones' else 'cer'}"
         reports = run_stage(stage, StageStore(storage), lambda report: None).reports
         curve += [report.metrics[error] for report in reports if error in report.metrics]
     return curve

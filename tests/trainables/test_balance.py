@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import os
 import random
 import re
@@ -50,7 +49,7 @@ def test_speakers_with_speech_left_differ_by_at_most_the_longest_utterance(
     utterances: list[Utterance], share: float, seed: int
 ) -> None:
     chosen = subset(utterances, share * total_seconds(utterances), seed)
-    spoken = {speaker: 0.0 for speaker in by_speaker(utterances)} | by_speaker(chosen)
+    spoken = dict.fromkeys(by_speaker(utterances), 0.0) | by_speaker(chosen)
     left = {u.speaker for u in {*utterances} - {*chosen}}
     longest = max(u.duration_seconds for u in utterances)
     for one, other in itertools.combinations(sorted(left), 2):
@@ -75,9 +74,7 @@ def test_the_order_of_rows_changes_nothing(
 
 
 @given(SPOKEN, SHARES, SEEDS)
-def test_without_speakers_the_order_is_that_of_the_hashes(
-    utterances: list[Utterance], share: float, seed: int
-) -> None:
+def test_without_speakers_the_order_is_that_of_the_hashes(utterances: list[Utterance], share: float, seed: int) -> None:
     unknown = [replace(u, speaker="") for u in utterances]
     seconds = share * total_seconds(unknown)
     ordered = sorted(unknown, key=lambda u: (fold(seed, "subset", u.id), u.id))
@@ -153,7 +150,9 @@ def corpus(root: Path, **settings: Any) -> Corpus:
 
 
 @given(st.floats(0.05, 1.5), st.floats(0.05, 1.5), SEEDS)
-def test_labelled_minutes_of_a_folder_are_nested_and_balanced(folder: Path, one: float, other: float, seed: int) -> None:
+def test_labelled_minutes_of_a_folder_are_nested_and_balanced(
+    folder: Path, one: float, other: float, seed: int
+) -> None:
     smaller, larger = (corpus(folder, labelled_minutes=m, subset_seed=seed).train for m in sorted((one, other)))
     assert {*smaller} <= {*larger}
     whole = corpus(folder).train

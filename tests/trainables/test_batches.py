@@ -17,8 +17,7 @@ from torch import Tensor
 from tests.conftest import spanish_rows, write_corpus
 from trainables.data.audio import load_audio
 from trainables.data.batches import SPEEDS, Batch, Stream, epoch_batches, make_batch
-from trainables.data.config import SAMPLE_RATE_HZ
-from trainables.data.config import FolderConfig
+from trainables.data.config import SAMPLE_RATE_HZ, FolderConfig
 from trainables.data.corpus import Corpus, CorpusError, Utterance, read_corpus
 from trainables.data.seeds import fold
 from trainables.data.text import Characters

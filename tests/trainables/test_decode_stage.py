@@ -35,7 +35,7 @@ from trainables.trial import TrialConfig, stages_of
 __all__ = ["call"]  # the fixture of the command line's tests
 
 SPEAKERS = ("one", "two", "three")
-TRAIN = {"steps": 200, "batch_seconds": 16, "learning_rate": 3e-3, "evaluate_every": 100, "report_every": 100}
+TRAIN = {"steps": 280, "batch_seconds": 16, "learning_rate": 3e-3, "evaluate_every": 140, "report_every": 140}
 BRIEF = {"steps": 2, "batch_seconds": 6, "learning_rate": 1e-4, "evaluate_every": 2, "report_every": 1}
 LANGUAGE_MODELS: dict[str, dict[str, Any] | None] = {
     "greedy": None,
@@ -108,16 +108,16 @@ def studied(spanish: Path, tmp_path_factory: pytest.TempPathFactory) -> Studied:
 class TestTrained:
     @pytest.mark.parametrize("split", ["dev", "test"])
     def test_the_language_model_beats_greedy_decoding(self, studied: Studied, split: str) -> None:
-        """Measured: MEASURED."""
+        """Measured: dev WER 84.6 % and 61.5 %, test WER 86.2 % and 51.5 %."""
         rates = studied.final("words")
-        assert rates[f"{split}_wer"] < 0.99
-        assert rates[f"{split}_wer_lm"] < rates[f"{split}_wer"] - 0.15
+        assert rates[f"{split}_wer"] < 0.95
+        assert rates[f"{split}_wer_lm"] < rates[f"{split}_wer"] - 0.1
 
     def test_the_symbols_of_the_train_transcripts_help_too(self, studied: Studied) -> None:
-        """Measured: MEASURED."""
+        """Measured: dev WER 84.6 % and 60.5 %, test WER 86.2 % and 57.7 %."""
         rates = studied.final("symbols")
-        assert rates["dev_wer_lm"] < rates["dev_wer"] - 0.05
-        assert rates["dev_cer_lm"] < rates["dev_cer"]
+        for split in ("dev", "test"):
+            assert rates[f"{split}_wer_lm"] < rates[f"{split}_wer"] - 0.1
 
     @pytest.mark.parametrize("arm", [arm for arm, lm in LANGUAGE_MODELS.items() if lm is not None])
     @pytest.mark.parametrize("split", ["dev", "test"])

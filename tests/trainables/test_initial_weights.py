@@ -43,12 +43,12 @@ from tests.trainables.test_checkpoints import (
     write_pt,
 )
 from tests.trainables.test_loop import run
-from trainables.start import build_model
 from trainables.models.acoustic import AcousticModel
 from trainables.models.checkpoint_files import CheckpointError
 from trainables.models.checkpoints import read_checkpoint
 from trainables.settings_file import SettingsError
 from trainables.stage import Stage
+from trainables.start import build_model
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, problems, stages_of
 

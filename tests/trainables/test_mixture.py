@@ -120,7 +120,7 @@ def test_the_corpora_of_a_mixture_are_found_from_anywhere(monkeypatch: pytest.Mo
 
 def sources(*durations: Sequence[float]) -> list[Utterance]:
     return [
-        Utterance(f"{source}/{number}", Path("a.wav"), duration, 1, None, "train", source)
+        Utterance(f"{source}/{number}", Path("a.wav"), duration, 1, None, "train", source=source)
         for source, own in enumerate(durations)
         for number, duration in enumerate(own)
     ]

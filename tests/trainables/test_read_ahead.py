@@ -182,7 +182,7 @@ def test_a_stream_that_nobody_reads_makes_nothing(labelled: Corpus) -> None:
 def test_epochs_follow_one_another_in_full(labelled: Corpus) -> None:
     stream = stream_of(labelled.train, 3)
     for epoch in range(3):
-        seeds = []
+        seeds: list[int] = []
         while len(seeds) < len(labelled.train):
             seeds += list(itertools.chain.from_iterable(batch.seeds for batch in stream.next()))
             assert stream.epoch == epoch

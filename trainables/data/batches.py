@@ -18,7 +18,7 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
-from trainables.data.audio import num_samples, waveform
+from trainables.data.audio import num_samples, read_into, waveform
 from trainables.data.config import SAMPLE_RATE_HZ, CropConfig
 from trainables.data.corpus import CorpusError, Utterance
 from trainables.data.seeds import fold, numpy_generator
@@ -86,7 +86,9 @@ def epoch_batches(durations_seconds: Sequence[float], batch_seconds: float, seed
     batch of its own. Depends on the seed and the epoch alone, not on the number of workers.
     """
     random = numpy_generator(seed, "epoch", epoch)
-    order = np.argsort(np.asarray(durations_seconds) * random.uniform(0.9, 1.1, len(durations_seconds)), kind="stable")
+    order = np.argsort(
+        np.asarray(durations_seconds) * random.uniform(0.98, 1.02, len(durations_seconds)), kind="stable"
+    )
     batches: list[list[int]] = []
     longest = 0.0
     for index in order.tolist():
@@ -112,24 +114,45 @@ def make_batch(
     share: float = 1.0,
 ) -> Batch:
     """Decode, optionally change speed, and crop or pad. Tokens are made only where `symbols` are given."""
-    speeds = [_speed(seed) if augment_speed else 1.0 for seed in seeds]
-    if crop_samples is None:
-        waveforms = [_change_speed(waveform(u), speed) for u, speed in zip(utterances, speeds, strict=True)]
-    else:
-        drawn = zip(utterances, speeds, seeds, strict=True)
-        waveforms = [_crop(utterance, speed, crop_samples, seed) for utterance, speed, seed in drawn]
+    make_waveforms = _changed if augment_speed else _read
+    waveform_BS, lengths = make_waveforms(utterances, seeds, crop_samples)
     tokens = [torch.tensor(symbols.encode(u.text or "") if symbols else [], dtype=torch.long) for u in utterances]
-    pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     return Batch(
-        waveform_BS=pad(waveforms),
-        num_samples_B=torch.tensor([len(w) for w in waveforms]),
-        tokens_BU=pad(tokens),
+        waveform_BS=waveform_BS,
+        num_samples_B=torch.tensor(lengths),
+        tokens_BU=torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True),
         num_tokens_B=torch.tensor([len(t) for t in tokens]),
         seeds=tuple(seeds),
         seed=seed,
         counted=counted,
         share=share,
     )
+
+
+def _read(utterances: Sequence[Utterance], seeds: Sequence[int], crop_samples: int | None) -> tuple[Tensor, list[int]]:
+    """Padded waveforms and their lengths. Each sample is written once, in its place."""
+    lengths = [crop_samples or num_samples(utterance) for utterance in utterances]
+    waveform_BS = torch.from_numpy(np.empty((len(utterances), max(lengths)), np.float32))  # in huge pages
+    for row_S, utterance, length, seed in zip(waveform_BS.numpy(), utterances, lengths, seeds, strict=True):
+        read_into(row_S, utterance, _crop_start(num_samples(utterance), length, seed))
+    return waveform_BS, lengths
+
+
+def _changed(
+    utterances: Sequence[Utterance], seeds: Sequence[int], crop_samples: int | None
+) -> tuple[Tensor, list[int]]:
+    """The same, each utterance at the speed drawn from its seed."""
+    drawn = [(utterance, _speed(seed), seed) for utterance, seed in zip(utterances, seeds, strict=True)]
+    if crop_samples is None:
+        waveforms = [_change_speed(waveform(utterance), speed) for utterance, speed, _ in drawn]
+    else:
+        waveforms = [_crop(utterance, speed, crop_samples, seed) for utterance, speed, seed in drawn]
+    return torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True), [len(w) for w in waveforms]
+
+
+def _crop_start(samples: int, length: int, seed: int) -> int:
+    spare = samples - length
+    return int(numpy_generator(seed, "crop").integers(spare + 1)) if spare > 0 else 0
 
 
 def _speed(seed: int) -> float:
@@ -148,8 +171,7 @@ def _crop(utterance: Utterance, speed: float, length: int, seed: int) -> Tensor:
     Zeros at the end where a manifest rounded a length up.
     """
     read, played = _ratio(speed)
-    spare = max(0, math.ceil(num_samples(utterance) * played / read) - length)
-    start = int(numpy_generator(seed, "crop").integers(spare + 1))
+    start = _crop_start(math.ceil(num_samples(utterance) * played / read), length, seed)
     before = max(0, start // played - 2)  # groups; resampling looks at fewer samples than two of them to each side
     groups = length // played + 5
     changed_S = _change_speed(waveform(utterance, before * read, groups * read), speed)
@@ -236,6 +258,10 @@ class Stream:
     def _epoch(self, epoch: int) -> list[list[tuple[int, int]]]:
         drawn = sampled_epoch(self.utterances, self.sampling_exponent, self.seed, epoch)
         durations = [self._durations[index] for index, _ in drawn]
+        if self.augment_speed:
+            speeds = (_speed(self._utterance_seed(epoch, *one)) for one in drawn)
+            played = (self.utterances[index].duration_seconds / s for (index, _), s in zip(drawn, speeds, strict=True))
+            durations = [min(seconds, self.crop.max_seconds if self.crop else math.inf) for seconds in played]
         batches = epoch_batches(durations, self.batch_seconds, self.seed, epoch)
         return [[drawn[i] for i in batch] for batch in batches]
 

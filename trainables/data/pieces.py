@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterable
 from importlib.metadata import version
 
+from trainables.data.corpus import CorpusError
 from trainables.data.text import Characters
 
 WORD_START = "\u2581"  # SentencePiece's mark of a word's first piece
@@ -16,12 +17,18 @@ class Pieces(Characters):
     """At most `vocabulary_size` symbols, the blank included; fewer, when the texts are too few for so many.
 
     The first piece of a word begins with a space. The place of the blank is that of SentencePiece's unknown piece: what
-    the train transcripts have no character for is left out.
+    the train transcripts have no character for is left out. Raises CorpusError for fewer than `fewest_pieces`.
     """
 
     def __init__(self, texts: Iterable[str], vocabulary_size: int) -> None:
         from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+        texts = list(texts)
+        if (needed := fewest_pieces(texts)) > vocabulary_size:
+            raise CorpusError(
+                f"vocabulary_size {vocabulary_size}: pieces of these transcripts need at least {needed}, one for each "
+                "character and two more; set a larger one"
+            )
         content = io.BytesIO()
         SentencePieceTrainer.train(
             sentence_iterator=iter(texts),
@@ -50,6 +57,11 @@ class Pieces(Characters):
     def encode(self, text: str) -> list[int]:
         """Indices of the likeliest pieces."""
         return [index for index in self._processor.encode(text) if index]
+
+
+def fewest_pieces(texts: Iterable[str]) -> int:
+    """The smallest vocabulary: the blank, the start of a word, and each character."""
+    return len(set("".join(texts)) - {" "}) + 2
 
 
 def trainer() -> str:

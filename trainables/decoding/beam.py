@@ -55,8 +55,11 @@ class BeamSearch:
         return cls(config, language_model, symbols.symbols, symbols.boundary, spellings)
 
     def decode(self, log_probabilities: Sequence[Tensor], processes: int = 1) -> list[str]:
-        """The text of each utterance; each is (T, V) log-probabilities, float32, on the CPU."""
-        if processes == 1 or len(log_probabilities) <= UTTERANCES_A_TASK:
+        """The text of each utterance; each is (T, V) log-probabilities, float32, on the CPU.
+
+        Raises ValueError for a file that KenLM cannot read.
+        """
+        if processes == 1:
             decoder = _Decoder(self)
             return [decoder(scores_TV) for scores_TV in log_probabilities]
         tasks = [
@@ -92,6 +95,8 @@ class _Decoder:
     """torchaudio's decoder (flashlight-text) for a search."""
 
     def __init__(self, search: BeamSearch) -> None:
+        from flashlight.lib.text.decoder.kenlm import KenLM
+        from flashlight.lib.text.dictionary import Dictionary
         from torchaudio.models.decoder import ctc_decoder
 
         config, self.symbols = search.config, search.symbols
@@ -104,21 +109,29 @@ class _Decoder:
             for word, spelling in search.spellings:
                 lexicon.write(f"{word}\t{' '.join(tokens[index] for index in self._with_boundary(spelling))}\n")
             lexicon.flush()
-            self.decoder = ctc_decoder(
-                lexicon=lexicon.name if self.over_words else None,
-                tokens=tokens,
-                lm=str(search.language_model),
-                lm_weight=config.weight,
-                word_score=config.word_score,
-                beam_size=config.beam,
-                beam_threshold=config.beam_threshold,
-                beam_size_token=min(config.beam_symbols, len(tokens)),
-                blank_token=tokens[BLANK],
-                sil_token=tokens[BLANK if self.boundary is None else self.boundary],
-                sil_score=0.0,
-                unk_score=-float("inf"),
-                log_add=False,
-            )
+            path = str(search.language_model)
+            try:
+                self.decoder = ctc_decoder(
+                    lexicon=lexicon.name if self.over_words else None,
+                    tokens=tokens,
+                    # Without a lexicon torchaudio numbers the language model's words in another order than the symbols.
+                    lm=path if self.over_words else KenLM(path, Dictionary(tokens)),
+                    lm_weight=config.weight,
+                    word_score=config.word_score,
+                    beam_size=config.beam,
+                    beam_threshold=config.beam_threshold,
+                    beam_size_token=min(config.beam_symbols, len(tokens)),
+                    blank_token=tokens[BLANK],
+                    sil_token=tokens[BLANK if self.boundary is None else self.boundary],
+                    sil_score=0.0,
+                    unk_score=-float("inf"),
+                    log_add=False,
+                )
+            except RuntimeError as error:  # KenLM's
+                reason = str(error).strip().splitlines()[-1]
+                raise ValueError(
+                    f"{path}: KenLM cannot read it ({reason}); name an ARPA file of order 2 to 6 or a KenLM binary"
+                ) from error
 
     def _with_boundary(self, spelling: tuple[int, ...]) -> tuple[int, ...]:
         return spelling if self.boundary is None else (*spelling, self.boundary)
@@ -126,6 +139,8 @@ class _Decoder:
     def __call__(self, scores_TV: Tensor) -> str:
         if self.over_words and self.boundary is not None:
             scores_TV = torch.cat([scores_TV, self._certain_boundary(scores_TV)])
+        if self.over_words and self.boundary is None:
+            scores_TV = _repeats_as_blanks(scores_TV)
         best = self.decoder(scores_TV[None])[0]
         if not best:
             return ""
@@ -138,3 +153,17 @@ class _Decoder:
         frame_1V = torch.full((1, scores_TV.shape[1]), -1e3)
         frame_1V[0, self.boundary] = 0.0
         return frame_1V
+
+
+def _repeats_as_blanks(scores_TV: Tensor) -> Tensor:
+    """The scores with those of the blank and of the likeliest symbol swapped where that repeats the frame before.
+
+    A word's last symbol cannot last two frames in flashlight's search over words without a boundary between them. A
+    repeated symbol and a blank after it write the same, so the greedy path keeps its score; others nearly.
+    """
+    best_T = scores_TV.argmax(1)
+    frames = ((best_T[1:] == best_T[:-1]) & (best_T[1:] != BLANK)).nonzero()[:, 0] + 1
+    swapped_TV = scores_TV.clone()
+    swapped_TV[frames, BLANK] = scores_TV[frames, best_T[frames]]
+    swapped_TV[frames, best_T[frames]] = scores_TV[frames, BLANK]
+    return swapped_TV

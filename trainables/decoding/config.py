@@ -14,15 +14,15 @@ from trainables.data.config import below_corpora
 class LanguageModelConfig(Config):
     """CTC beam search with an n-gram, in flashlight-text. Defaults are P-SEW's (tools/eval_w2v.py, infer.py).
 
-    The score of a text is its best path's log-probability + weight x natural log-probability of the language model +
-    word_score for each word.
+    The score of a text is its best path's natural log-probability + weight x decimal log-probability of the language
+    model, end of the sentence included + word_score for each word.
     """
 
     # The content of the files is part of a stage's identity, their place on disk is not.
     path: Path | None = cosmetic(
         None,
-        description="ARPA file, plain or .gz, or KenLM binary; a relative path starts at $CORPORA, if that is set. None: "
-        "an n-gram of the labelled train transcripts.",
+        description="ARPA file, plain or .gz, or KenLM binary; a relative path starts at $CORPORA, if that is set. "
+        "None: an n-gram of the labelled train transcripts.",
     )
     order: int = Field(3, ge=2, le=6, description="Of the n-gram that is made of the train transcripts.")
     unit: Literal["words", "symbols"] = Field(

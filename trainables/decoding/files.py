@@ -34,4 +34,8 @@ def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:
 def missing(config: LanguageModelConfig) -> list[str]:
     """Why its files cannot be used."""
     named = {"path": config.path, "lexicon": config.lexicon}
-    return [f"{path}: no such file ({name} of the language model)" for name, path in named.items() if path and not path.is_file()]
+    return [
+        f"{path}: no such file ({name} of the language model)"
+        for name, path in named.items()
+        if path and not path.is_file()
+    ]

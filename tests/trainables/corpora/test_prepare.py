@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
@@ -15,7 +16,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -98,7 +99,8 @@ def decoded_steps(path: Path, channel: int | None = None) -> NDArray[np.float64]
     samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
     mono = torch.from_numpy(samples.mean(axis=1) if channel is None else samples[:, channel].copy())
     resampled = torchaudio.functional.resample(mono, rate_hz, SAMPLE_RATE_HZ)
-    return np.clip(resampled.double().numpy() * FULL_SCALE, -FULL_SCALE, FULL_SCALE - 1)
+    expected: NDArray[np.float64] = np.clip(resampled.double().numpy() * FULL_SCALE, -FULL_SCALE, FULL_SCALE - 1)
+    return expected
 
 
 # What is stored
@@ -141,8 +143,7 @@ def formats(tmp_path_factory: pytest.TempPathFactory) -> Case:
     long = root / "long.flac"
     soundfile.write(long, np.concatenate([r.samples for r in several(8)]), SAMPLE_RATE_HZ)
     for second in range(3):
-        stretch = {"start_seconds": second + 0.25, "duration_seconds": 0.9}
-        segments.append(Segment(f"long-{second}", long, "Uno: dos.", None, "", "es", **stretch))
+        segments.append(Segment(f"long-{second}", long, "Uno: dos.", None, "", "es", second + 0.25, 0.9))
     segments.append(Segment("long", long, None, "unlabelled"))
     return prepared_case(segments, root, tmp_path_factory.mktemp("prepared") / "formats")
 
@@ -324,7 +325,8 @@ def test_each_bad_utterance_is_a_finding_of_its_kind_with_its_file(bad: Bad, lef
 
 def test_each_finding_names_the_corpus_s_own_file(bad: Bad, left_out: Case) -> None:
     paths = {s.id: str(s.path) for s in bad.segments}  # of a duplicate the later one, which is left out
-    assert {name: row["path"] for name, row in left_out.findings.items()} == {name: paths[name] for name in bad.expected}
+    expected = {name: paths[name] for name in bad.expected}
+    assert {name: row["path"] for name, row in left_out.findings.items()} == expected
 
 
 def test_all_others_are_there_and_hold_their_own_samples(bad: Bad, left_out: Case) -> None:
@@ -379,7 +381,7 @@ def test_a_corpus_without_any_usable_transcript_is_refused(bad: Bad, tmp_path: P
         prepare(published(unusable), "test", bad.root, tmp_path)
 
 
-FORMATS = {".flac": "FLAC", ".wav": "WAV", ".ogg": "OGG", ".mp3": "MP3"}
+FORMATS = (".flac", ".wav", ".ogg", ".mp3")
 
 
 @pytest.fixture(scope="module")
@@ -391,12 +393,25 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return {suffix: folder / f"spoken{suffix}" for suffix in FORMATS}
 
 
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+def test_a_file_that_was_cut_short_is_never_stored(
+    whole: Mapping[str, Path], tmp_path: Path, suffix: str, share: float
+) -> None:
+    """Also where the corpus says nothing of its length; an Ogg file without its last page tells none either."""
+    content = whole[suffix].read_bytes()
+    path = tmp_path / f"cut{suffix}"
+    path.write_bytes(content[: int(share * len(content))])
+    ((_, found),) = preparation._decoded([Segment("id", path, "uno", "train")], LIMITS)
+    assert isinstance(found, Finding)
+
+
 BYTES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=6)
 HEADER_BYTES = st.lists(st.tuples(st.floats(0, 0.004), st.integers(1, 255)), max_size=3)
 
 
 @settings(max_examples=150)
-@given(st.sampled_from(list(FORMATS)), BYTES, HEADER_BYTES, st.floats(0, 1) | st.just(1.0))
+@given(st.sampled_from(FORMATS), BYTES, HEADER_BYTES, st.floats(0, 1) | st.just(1.0))
 def test_whatever_happens_to_a_file_it_is_stored_or_found(
     whole: Mapping[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
@@ -424,7 +439,7 @@ def test_whatever_happens_to_a_file_it_is_stored_or_found(
 # Interrupted, at once, and again
 
 SHARD = 2
-UTTERANCES = 16
+UTTERANCES = 40
 DRIVER = f"""
 import os, signal, sys
 from pathlib import Path
@@ -432,17 +447,33 @@ from trainables.data.corpora import prepare as preparation
 from trainables.data.corpora.folder import CORPUS
 preparation.SEGMENTS_A_SHARD = {SHARD}
 killed = sys.argv[3:] == ["killed"]
+print("ready", flush=True)
+sys.stdin.readline()
 preparation.prepare(
-    CORPUS, "folder", Path(sys.argv[1]), Path(sys.argv[2]),
+    CORPUS, "folder", Path(sys.argv[1]), Path(sys.argv[2]), processes=2 if killed else 1,
     progress=lambda done, of: os.kill(os.getpid(), signal.SIGKILL) if killed and done else None,
 )
 """
 State = dict[str, tuple[int, int]]  # inode and time of the last change by name
 
 
-def driver(root: Path, output: Path, *words: str) -> subprocess.Popen[bytes]:
-    """A preparation in a process of its own."""
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(root), str(output), *words], start_new_session=True)
+def driver(root: Path, output: Path, *words: str) -> subprocess.Popen[str]:
+    """A process that is ready to prepare the corpus, and does when told."""
+    command = [sys.executable, "-c", DRIVER, str(root), str(output), *words]
+    return subprocess.Popen(command, start_new_session=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def finish(*drivers: subprocess.Popen[str]) -> list[int]:
+    """Their exit codes, when all have begun at the same time."""
+    for process in drivers:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == "ready\n"
+    for process in drivers:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.close()
+    return [process.wait(60) for process in drivers]
 
 
 def state(folder: Path) -> State:
@@ -501,54 +532,61 @@ def fingerprint(output: Path) -> str:
     return read_corpus(FolderConfig(root=output)).fingerprint(("labelled", "unlabelled"))
 
 
-@small_shards
-def test_a_killed_preparation_goes_on_and_makes_what_an_uninterrupted_one_makes(
-    alone: tuple[Path, Path], tmp_path: Path
-) -> None:
-    root, expected = alone
-    killed = driver(root, tmp_path, "killed")
-    assert killed.wait(60) == -signal.SIGKILL
-    os.killpg(killed.pid, signal.SIGKILL)  # and its workers
-    finished = state(tmp_path / "audio")
-    shards = len(list((expected / "audio").glob("*.json")))
-    assert shards == UTTERANCES // SHARD
-    assert 1 <= len(list((tmp_path / "audio").glob("*.json"))) < shards
-    assert not (tmp_path / "manifest.tsv").exists()
-    prepare_folder(root, tmp_path)
-    complete = {name for name in finished if Path(name).with_suffix(".json").name in finished}
-    found = state(tmp_path / "audio")
-    assert {name: found[name] for name in complete} == {name: finished[name] for name in complete}
-    made = contents(tmp_path)
-    assert {name: made[name] for name in contents(expected)} == contents(expected)
-    assert not {name for name in made.keys() - contents(expected).keys() if not Path(name).name.startswith(".")}
+@dataclass(frozen=True)
+class Killed:
+    output: Path
+    workers_ended: bool  # by themselves
 
 
-def test_the_workers_of_a_killed_preparation_end(alone: tuple[Path, Path], tmp_path: Path) -> None:
-    killed = driver(alone[0], tmp_path, "killed")
-    killed.wait(60)
-    try:
-        patience = time.monotonic() + 10
-        while session_is_alive(killed.pid) and time.monotonic() < patience:
-            time.sleep(0.05)
-        assert not session_is_alive(killed.pid)
-    finally:
-        if session_is_alive(killed.pid):
-            os.killpg(killed.pid, signal.SIGKILL)
+@pytest.fixture(scope="module")
+def killed(alone: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Killed:
+    """A preparation that was killed when a shard was finished."""
+    output = tmp_path_factory.mktemp("killed")
+    process = driver(alone[0], output, "killed")
+    assert finish(process) == [-signal.SIGKILL]
+    patience = time.monotonic() + 5
+    while session_is_alive(process.pid) and time.monotonic() < patience:
+        time.sleep(0.02)
+    ended = not session_is_alive(process.pid)
+    if not ended:
+        os.killpg(process.pid, signal.SIGKILL)
+    return Killed(output, ended)
 
 
 def session_is_alive(session: int) -> bool:
-    """Whether any process of it runs."""
-    try:
-        os.killpg(session, 0)
-    except ProcessLookupError:
-        return False
-    return True
+    """Whether any process of it runs; one that has ended and that nobody has asked about does not."""
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, group, *_ = path.read_text().rpartition(")")[2].split()
+            if int(group) == session and state != "Z":
+                return True
+    return False
+
+
+@small_shards
+def test_a_killed_preparation_goes_on_and_makes_what_an_uninterrupted_one_makes(
+    alone: tuple[Path, Path], killed: Killed, tmp_path: Path
+) -> None:
+    root, expected = alone
+    output = shutil.copytree(killed.output, tmp_path / "prepared")
+    before = state(output / "audio")
+    finished = {name for index in before if index.endswith(".json") for name in (index, index.replace("json", "s16"))}
+    assert 2 <= len(finished) < 2 * UTTERANCES // SHARD
+    assert not (output / "manifest.tsv").exists()
+    prepare_folder(root, output)
+    after = state(output / "audio")
+    assert {name: after[name] for name in finished} == {name: before[name] for name in finished}
+    made = {name: found for name, found in contents(output).items() if not Path(name).name.startswith(".")}
+    assert made == contents(expected)
+
+
+def test_the_workers_of_a_killed_preparation_end(killed: Killed) -> None:
+    assert killed.workers_ended
 
 
 def test_two_preparations_at_once_make_what_one_makes(alone: tuple[Path, Path], tmp_path: Path) -> None:
     root, expected = alone
-    both = [driver(root, tmp_path) for _ in range(2)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    assert finish(driver(root, tmp_path), driver(root, tmp_path)) == [0, 0]
     assert contents(tmp_path) == contents(expected)
 
 

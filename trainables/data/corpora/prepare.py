@@ -18,6 +18,7 @@ import json
 import multiprocessing
 import os
 import random
+import threading
 import time
 import uuid
 import zlib
@@ -33,7 +34,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from trainables.data.audio import FULL_SCALE, LOUDEST, at_sample_rate
+from trainables.data.audio import FULL_SCALE, LOUDEST, at_sample_rate, mono
 from trainables.data.clean import clean
 from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.data.corpora.findings import Finding, Limits, findings_table, text_finding
@@ -109,7 +110,7 @@ def prepare(
         for segment, kept in zip(shard.segments, stored[shard.name], strict=True)
         if kept.finding is None
     ]
-    rows, late = _with_plausible_text(rows, limits)
+    rows, late = _with_plausible_text(rows, {s.id: str(s.path) for s in segments}, limits)
     findings += late
     write(output / "findings.tsv", findings_table(findings))
     if strict and findings:
@@ -191,14 +192,17 @@ class _Shard:
         """Where the samples are, when they are there."""
         if not (self.index.is_file() and self.samples.is_file()):
             return None
-        index = json.loads(self.index.read_text("utf-8"))
-        whole = self.samples.stat().st_size == index["bytes"]
-        if not whole or (self.verify and _checksum_of(self.samples) != index["checksum"]):
+        try:
+            index = json.loads(self.index.read_text("utf-8"))
+            whole = self.samples.stat().st_size == index["bytes"]
+            if not whole or (self.verify and _checksum_of(self.samples) != index["checksum"]):
+                return None
+            return [
+                _Stored(**{**row, "finding": Finding(**row["finding"]) if row["finding"] else None})
+                for row in index["segments"]
+            ]
+        except (ValueError, KeyError, TypeError):  # an index that a crash of the machine has damaged
             return None
-        return [
-            _Stored(**{**row, "finding": Finding(**row["finding"]) if row["finding"] else None})
-            for row in index["segments"]
-        ]
 
     def make(self) -> list[_Stored]:
         """Decode the segments and write them; what another process has made meanwhile is taken."""
@@ -251,15 +255,31 @@ def _store(shards: Sequence[_Shard], processes: int, progress: Callable[[int, in
     random.shuffle(waiting)  # preparations that run at once take different ones
     if not waiting:
         return stored
+    if processes == 1:
+        for shard in waiting:
+            stored[shard.name] = shard.make()
+            progress(sum(len(found) for found in stored.values()), total)
+        return stored
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
-    with ProcessPoolExecutor(
-        min(processes, len(waiting)), context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(min(processes, len(waiting)), context, initializer=_begin_worker) as pool:
         futures = {pool.submit(shard.make): shard for shard in waiting}
         for future in as_completed(futures):
             stored[futures[future].name] = future.result()
             progress(sum(len(found) for found in stored.values()), total)
     return stored
+
+
+def _begin_worker() -> None:
+    """One thread; and an end when the preparation is killed, for a pool's workers wait for work forever."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    parent.join()
+    os._exit(1)
 
 
 def _decoded(segments: Sequence[Segment], limits: Limits) -> Iterator[tuple[Segment, NDArray[np.int16] | Finding]]:
@@ -303,19 +323,30 @@ def _samples(segment: Segment, file: Any, limits: Limits) -> NDArray[np.int16] |
         return found(*message)
     if segment.channel is not None and segment.channel >= samples.shape[1]:
         return found("undecodable", f"has {samples.shape[1]} channel(s); channel {segment.channel} is asked for")
-    mono = samples.mean(axis=1) if segment.channel is None else samples[:, segment.channel]
-    peak = float(np.abs(mono).max(initial=0.0))
-    if not np.isfinite(mono).all() or peak > LOUDEST:
+    heard = mono(samples) if segment.channel is None else samples[:, segment.channel]
+    peak = float(np.abs(heard).max(initial=0.0))
+    if not np.isfinite(heard).all() or peak > LOUDEST:
         return found("undecodable", f"has samples up to {peak:g}, not in [-1, 1]")
     if peak < limits.silence:
         return found("silent", f"no sample is louder than {peak:.2g} of full scale")
-    resampled = at_sample_rate(torch.from_numpy(np.ascontiguousarray(mono)), rate_hz).numpy()
+    resampled = at_sample_rate(torch.from_numpy(np.ascontiguousarray(heard)), rate_hz).numpy()
     stored: NDArray[np.int16] = np.clip(np.rint(resampled * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
     return stored
 
 
+def _is_cut_ogg(path: Path) -> bool:
+    """Whether the last page of an Ogg file (RFC 3533) is not marked as the end of its stream."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - 65_307))  # the longest page
+        end = stream.read()
+    last = end.rfind(b"OggS")
+    return last < 0 or not end[last + 5] & 4
+
+
 def _length_problem(segment: Segment, file: Any, seconds: float, limits: Limits) -> tuple[str, str] | None:
     asked = segment.duration_seconds
+    if asked is None and file.format == "OGG" and _is_cut_ogg(segment.path):
+        return "truncated", "the end of its Ogg stream is missing"
     if asked is None and "should be" in file.extra_info:  # libsndfile's word on a WAV header that promises more
         return "truncated", f"its header promises more than the {seconds:.2f} s that it holds"
     if (
@@ -354,13 +385,15 @@ def _row(segment: Segment, stored: _Stored, shard: str) -> dict[str, Any]:
     }
 
 
-def _with_plausible_text(rows: list[dict[str, Any]], limits: Limits) -> tuple[list[dict[str, Any]], list[Finding]]:
+def _with_plausible_text(
+    rows: list[dict[str, Any]], files: dict[str, str], limits: Limits
+) -> tuple[list[dict[str, Any]], list[Finding]]:
     findings = []
     for row in rows:
         pace = len(row["text"]) / float(row["duration_seconds"])
         if row["split"] != "unlabelled" and pace > limits.max_characters_per_second:
             detail = f"{pace:.0f} characters a second; its text or its time stamps are another utterance's"
-            findings.append(Finding("wrong_text", row["id"], row["path"], detail))
+            findings.append(Finding("wrong_text", row["id"], files[row["id"]], detail))
     wrong = {finding.id for finding in findings}
     return [row for row in rows if row["id"] not in wrong], findings
 
