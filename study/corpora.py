@@ -134,6 +134,15 @@ def _summary(prepared: Prepared) -> Group:
         for kind, count in sorted(prepared.findings.items()):
             findings.add_row(kind, str(count))
         lines.append(findings)
+    if prepared.lists:
+        lists = Table("list", "utterances", "left out", title="Lists", title_justify="left")
+        for name, counts in prepared.lists.items():
+            lists.add_row(name, str(counts["utterances"]), str(counts["left_out"]))
+        lines.append(lists)
+    if prepared.unused_files:
+        size = f"{prepared.unused_files} files, {prepared.unused_bytes / 1e9:.2f} GB in {prepared.folder / 'audio'}"
+        advice = "are no longer used by the manifest; delete them when no study runs on them"
+        lines.append(Text(f"{size} {advice}."))
     absent = [split for split in ("train", "dev", "test") if split not in prepared.hours]
     if len(absent) < 3 and absent:
         lines.append(Text(f"No {' and no '.join(absent)} split: training with labels needs all three."))

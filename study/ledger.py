@@ -337,9 +337,9 @@ class Ledger:
         return last | {m.removeprefix("kept_"): v for m, v in last.items() if m.startswith("kept_dev_")}
 
     def ranked(self, trials: Iterable[Trial], metric: str) -> list[Trial]:
-        """The finished ones of the trials, lowest final value of the metric first."""
-        finished = [t for t in trials if t.status == "finished"]
-        return sorted(finished, key=lambda t: (self.final(t.study, t.trial)[metric], t.trial))
+        """The finished ones of the trials that have the metric, lowest final value first."""
+        finals = [(self.final(t.study, t.trial).get(metric), t) for t in trials if t.status == "finished"]
+        return [t for _, t in sorted(((v, t) for v, t in finals if v is not None), key=lambda f: (f[0], f[1].trial))]
 
     def mirrored(self, server: str, study: str, trial: str) -> dict[str, int]:
         """stage -> id of the last point that the mirror has."""

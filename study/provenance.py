@@ -13,6 +13,7 @@ from typing import Any
 from study.ledger import Ledger
 from study.spec import StudySpec
 from trainables.data.config import CorpusConfig
+from trainables.decoding.files import fingerprint
 from trainables.settings_file import SettingsError
 from trainables.trial import corpora_of, corpus_of
 
@@ -27,7 +28,7 @@ def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
     searched = ("metric", "sampler", "seed")
     changed += [f"search.{name}" for name in searched if getattr(before.search, name) != getattr(now.search, name)]
     if known["environment"]["data"] != data_hashes(spec):
-        changed.append("the content of the corpus")
+        changed.append("the content of the corpus or the language model")
     if changed:
         raise SettingsError(
             [
@@ -39,13 +40,16 @@ def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
 
 
 def data_hashes(spec: StudySpec) -> dict[str, dict[str, str]]:
-    """For each corpus of the study, the hashes of its parts."""
+    """For each corpus of the study, the hashes of its parts; and of each language model, that of its files."""
     corpora = dict.fromkeys(corpus for arm in spec.arms for corpus in corpora_of(spec.trial_config(arm)))
     hashes: dict[str, dict[str, str]] = {}
     for corpus in corpora:
         name, found = _named(corpus), corpus_of(corpus).split_hashes()
         while hashes.setdefault(name, found) != found:  # another folder of the same name
             name += " (another)"
+    for trial in map(spec.trial_config, spec.arms):
+        if (model := trial.language_model) and model.path:
+            hashes[f"language model {model.path.name}"] = {"files": fingerprint(model)}
     return hashes
 
 
@@ -64,7 +68,18 @@ def _named(corpus: CorpusConfig) -> str:
 
 def environment(spec: StudySpec) -> dict[str, Any]:
     """What a reader needs to judge or repeat the results: versions, the source's commit, hashes of the data."""
-    packages = ("torch", "torchaudio", "ray", "optuna", "mlflow", "numpy", "soundfile", "jiwer")
+    packages = (
+        "torch",
+        "torchaudio",
+        "ray",
+        "optuna",
+        "mlflow",
+        "numpy",
+        "soundfile",
+        "jiwer",
+        "sentencepiece",
+        "flashlight-text",
+    )
     versions = {
         "python": platform.python_version(),
         "study": metadata.version("asr-scaling-studies"),

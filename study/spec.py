@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -212,25 +213,37 @@ def _arm_errors(file: SettingsFile, *, absent_is_fine: bool) -> Iterator[tuple[L
                 yield _where(file, name, location), message
             continue
         found = list(problems(trial, absent_is_fine=absent_is_fine))
-        yield from _metric_errors(file, name, trial)
         for field, message in found:
             yield _where(file, name, (field,)), message
         if found:
+            continue
+        metrics = _metrics(file)
+        lacking = [(place, lack) for place, metric in metrics.items() if (lack := lacks_metric(trial, metric))]
+        yield from ((place, f"arm {name!r}: {lack}") for place, lack in lacking)
+        if lacking:
             continue
         try:
             space = ArmSpec.model_validate(arm).space
         except ValidationError:
             continue  # explained with the rest of the file
-        yield from _space_errors(space, ("arms", name, "space"), trial, given, absent_is_fine=absent_is_fine)
+        point_problem = functools.partial(_point_problem, given, tuple(metrics.values()), absent_is_fine)
+        yield from _space_errors(space, ("arms", name, "space"), trial, point_problem)
 
 
-def _metric_errors(file: SettingsFile, arm: str, trial: TrialConfig) -> Iterator[tuple[Location, str]]:
-    """Metrics that the arm will not have."""
+def _metric_problem(metrics: Iterable[str], trial: TrialConfig) -> str | None:
+    """Why the trial will not have one of the metrics that the study asks for."""
+    return next((message for metric in metrics if (message := lacks_metric(trial, metric))), None)
+
+
+def _metrics(file: SettingsFile) -> dict[Location, str]:
+    """Where the file asks for which metric; what is no metric is an error of its own."""
+    found: dict[Location, str] = {}
     for section in ("search", "convergence"):
         settings = file.data.get(section)
         metric = settings.get("metric") if isinstance(settings, dict) else None
-        if isinstance(metric, str) and metric in METRICS and (message := lacks_metric(trial, metric)):
-            yield (section, "metric"), f"{metric} is not there in arm {arm!r}: {message}"
+        if isinstance(metric, str) and metric in METRICS:
+            found[section, "metric"] = metric
+    return found
 
 
 def _where(file: SettingsFile, arm: str, location: Location) -> Location:
@@ -246,31 +259,41 @@ def _where(file: SettingsFile, arm: str, location: Location) -> Location:
 
 
 def _space_errors(
-    space: Space, where: Location, trial: TrialConfig, given: Mapping[str, Any], *, absent_is_fine: bool
+    space: Space, where: Location, trial: TrialConfig, point_problem: Callable[[Point], str | None]
 ) -> Iterator[tuple[Location, str]]:
     """Paths that the trial does not have, and values that it cannot take, alone or together."""
     known = list(_paths(trial.model_dump(mode="json")))
     errors = [((*where, path), message) for path, message in condition_errors(space)]
     for path, distribution in space.items():
         if path not in known:
-            errors.append(((*where, path), f"the trial of this arm has no {path!r}{did_you_mean(path, known)}"))
+            errors.append(((*where, path), f"the trial of this arm has no {path!r}{_instead(path, trial, known)}"))
             continue
         for value in distribution.probes():
-            if (problem := _point_problem(given, {path: value}, absent_is_fine)) is not None:
+            if (problem := point_problem({path: value})) is not None:
                 errors.append(((*where, path), f"{value!r} is not possible: {problem}"))
     yield from errors
     for point in itertools.islice(probe_points(space), MAX_COMBINATIONS) if not errors else ():
-        if (problem := _point_problem(given, point, absent_is_fine)) is not None:
+        if (problem := point_problem(point)) is not None:
             shown = ", ".join(f"{path}={value}" for path, value in point.items())
             yield where, f"{shown} is not possible: {problem}"
             return
 
 
-def _point_problem(given: Mapping[str, Any], point: Point, absent_is_fine: bool) -> str | None:
+def _instead(path: str, trial: TrialConfig, known: Iterable[str]) -> str:
+    """What to write for a path that is not there."""
+    head = path.partition(".")[0]
+    if head in TrialConfig.model_fields and getattr(trial, head) is None:
+        return f"; give the trial its `{head}`, whose values can then be searched"
+    return did_you_mean(path, known)
+
+
+def _point_problem(given: Mapping[str, Any], metrics: Iterable[str], absent_is_fine: bool, point: Point) -> str | None:
     try:
-        return next((message for _, message in problems(at_point(given, point), absent_is_fine=absent_is_fine)), None)
+        trial = at_point(given, point)
     except ValidationError as error:
         return "; ".join(message for _, message in explain(error, TrialConfig))
+    found = next((message for _, message in problems(trial, absent_is_fine=absent_is_fine)), None)
+    return found or _metric_problem(metrics, trial)
 
 
 def _paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -32,8 +32,14 @@ def cosmetic(default: Any, *, description: str, **constraints: Any) -> Any:
 
 
 def default_kind(kind: str) -> BeforeValidator:
-    """For a union by `kind`: settings without one are of this kind."""
-    return BeforeValidator(lambda given: {"kind": kind, **given} if isinstance(given, Mapping) else given)
+    """For a union by `kind`: settings without one are of this kind, and a word alone is a kind."""
+
+    def with_kind(given: Any) -> Any:
+        if isinstance(given, str):
+            return {"kind": given}
+        return {"kind": kind, **given} if isinstance(given, Mapping) else given
+
+    return BeforeValidator(with_kind)
 
 
 def preset_named(presets: Mapping[str, Preset], name: Any, of: str = "") -> Preset:

@@ -5,28 +5,31 @@ So a study that searches the weight of the language model, or compares several, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from trainables.data.corpus import CorpusError, Utterance
+from trainables.data.corpus import CorpusError, Utterance, total_seconds
 from trainables.data.symbols import symbols_of
 from trainables.data.text import Characters
-from trainables.decoding.beam import BeamSearch, symbol_names
+from trainables.decoding.beam import BeamSearch, Decode, symbol_names
 from trainables.decoding.config import LanguageModelConfig
 from trainables.decoding.files import fingerprint
 from trainables.decoding.ngram import estimate, vocabulary
 from trainables.distributed import agree, rank, world_size
 from trainables.evaluate import everywhere, hypothesis_of, log_probabilities, write_hypotheses
 from trainables.models.acoustic import AcousticModel, count_parameters
-from trainables.scoring import error_rates
+from trainables.scoring import Hypothesis, error_rates
 from trainables.stage import Report, Stage, StageResult
-from trainables.start import autocast, build_model, corpus_of_stage
+from trainables.start import autocast, build_model, check_symbols, corpus_of_stage
 from trainables.store import StageStore
 
+MOST_SCORES = 2**26  # kept at a time; 256 MB
 FRAMES_WORTH_PROCESSES = 100_000  # starting processes takes some seconds, in which one decodes about as many
 
 
@@ -46,11 +49,21 @@ def decode_stage(
     model = build_model(stage, store, len(symbols)).to(device)
     folder = store.partial_folder(stage)
     folder.mkdir(parents=True, exist_ok=True)
-    search = _search(stage, config, symbols, corpus.train, folder)
+    check_symbols(stage, store, symbols.symbols)
+    splits = {"dev": corpus.dev, "test": corpus.test}
+    frames = total_seconds(u for split in splits.values() for u in split) * stage.model.frame_rate_hz
+    # A worker has as many threads as cores.
+    processes = torch.get_num_threads() if frames > FRAMES_WORTH_PROCESSES * world_size() else 1
     metrics: dict[str, float] = {}
-    for split in ("dev", "test"):
-        with autocast(stage, device):
-            metrics |= _decode_split(model, getattr(corpus, split), search, device, folder, split)
+    try:
+        with _search(stage, config, symbols, corpus.train, store).open(processes) as decode, autocast(stage, device):
+            for name, split in splits.items():
+                hypotheses = everywhere(_hypotheses(decode, model, split, device))
+                if rank() == 0:
+                    write_hypotheses(folder / f"hypotheses-{name}.jsonl", hypotheses)
+                metrics |= {f"{name}_{rate}_lm": value for rate, value in error_rates(hypotheses).items()}
+    except ValueError as error:  # of the language model's files
+        raise CorpusError(f"language model: {error}") from error
     seconds = time.monotonic() - started
     last = Report(
         step=0,
@@ -70,21 +83,24 @@ def decode_stage(
 
 
 def _search(
-    stage: Stage, config: LanguageModelConfig, symbols: Characters, train: Sequence[Utterance], folder: Path
+    stage: Stage, config: LanguageModelConfig, symbols: Characters, train: Sequence[Utterance], store: StageStore
 ) -> BeamSearch:
-    texts = [u.text or "" for u in train]
     path = config.path
     if fingerprint(config) != stage.language_model_sha256:
-        raise CorpusError(f"{path}: the language model is not the one that {stage.name()} was planned with")
-    try:
-        if path is None:
-            path = folder / "language-model.arpa"
-            if rank() == 0:
-                estimate(units(texts, config, symbols), config.order, path)
-            agree(None)  # the first worker has written it
-        return BeamSearch.make(config, path, symbols, _words(config, path))
-    except ValueError as error:
-        raise CorpusError(f"language model: {error}") from error
+        raise ValueError(f"{path} is not the one that {stage.name()} was planned with; plan it again, or restore it")
+    if path is None:
+        path = _estimated(units([u.text or "" for u in train], config, symbols), config.order, store)
+    return BeamSearch.make(config, path, symbols, _words(config, path))
+
+
+def _estimated(sentences: Sequence[Sequence[str]], order: int, store: StageStore) -> Path:
+    """The n-gram of the sentences, made once for all stages that want it."""
+    content = hashlib.sha256(json.dumps([order, sentences], ensure_ascii=False).encode()).hexdigest()[:16]
+    path = store.root / "language_models" / f"{order}-gram-{content}.arpa"
+    if rank() == 0 and not path.is_file():
+        estimate(sentences, order, path)
+    agree(None)  # the first worker has written it
+    return path
 
 
 def units(texts: Sequence[str], config: LanguageModelConfig, symbols: Characters) -> list[list[str]]:
@@ -103,27 +119,17 @@ def _words(config: LanguageModelConfig, language_model: Path) -> list[str]:
     return [line.split()[0] for line in config.lexicon.read_text("utf-8").splitlines() if line.strip()]
 
 
-def _decode_split(
-    model: AcousticModel,
-    utterances: Sequence[Utterance],
-    search: BeamSearch,
-    device: torch.device,
-    folder: Path,
-    split: str,
-) -> dict[str, float]:
-    mine: list[Utterance] = []
+def _hypotheses(
+    decode: Decode, model: AcousticModel, utterances: Sequence[Utterance], device: torch.device
+) -> Iterator[Hypothesis]:
+    """Of this worker's share, decoded in parts that fit into memory."""
+    part: list[Utterance] = []
     scores: list[Tensor] = []
     for share, scores_BTV, num_frames_B in log_probabilities(model, utterances, device):
-        mine += share
+        part += share
         on_cpu = scores_BTV.float().cpu()
         scores += [on_cpu[i, :frames] for i, frames in enumerate(num_frames_B.tolist())]
-    # A worker has as many threads as cores.
-    processes = torch.get_num_threads() if sum(map(len, scores)) > FRAMES_WORTH_PROCESSES else 1
-    try:
-        texts = search.decode(scores, processes)
-    except ValueError as error:
-        raise CorpusError(f"language model: {error}") from error
-    hypotheses = everywhere(hypothesis_of(u, text) for u, text in zip(mine, texts, strict=True))
-    if rank() == 0:
-        write_hypotheses(folder / f"hypotheses-{split}.jsonl", hypotheses)
-    return {f"{split}_{rate}_lm": value for rate, value in error_rates(hypotheses).items()}
+        if sum(scores_TV.numel() for scores_TV in scores) > MOST_SCORES:
+            yield from map(hypothesis_of, part, decode(scores))
+            part, scores = [], []
+    yield from map(hypothesis_of, part, decode(scores))

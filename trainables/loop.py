@@ -31,7 +31,7 @@ from trainables.losses.terms import Term, Terms
 from trainables.models.acoustic import AcousticModel, count_parameters
 from trainables.scoring import Hypothesis, error_rates, phone_error_rate
 from trainables.stage import Phase, Report, Stage, StageResult
-from trainables.start import autocast, build_model, corpus_of_stage
+from trainables.start import autocast, build_model, check_symbols, corpus_of_stage
 from trainables.store import StageStore, write_atomically
 
 Reporter = Callable[[Report], None]
@@ -60,7 +60,10 @@ def run_stage(stage: Stage, store: StageStore, report: Reporter, device: torch.d
     report = report if rank() == 0 else _ignore
     if finished := _finished(stage, store, report):
         return finished
-    with store.lease(stage).hold() if rank() == 0 else contextlib.nullcontext() as lease:
+    lease_of_stage = store.lease(stage)
+    if rank() == 0:
+        lease_of_stage.held_by_another()  # a dead holder's is removed
+    with lease_of_stage.hold() if rank() == 0 else contextlib.nullcontext() as lease:
         if not agree(lease is not None):
             raise StageBusyError(f"another worker is running {stage.name()}")
         if finished := _finished(stage, store, report):  # since the first look, by the lease's last holder
@@ -182,16 +185,16 @@ class _Update:
 class _Kept:
     """The weights with the best results on dev so far: lowest WER, then lowest CER, then earliest.
 
-    WERs from 100 % on count alike: while no word is right, the characters tell which weights are better.
+    The mixed error rate stands for the WER where there is one. Those from 100 % on count alike: while no word is right,
+    the characters tell which weights are better.
     """
 
     step: int
-    wer: float
-    cer: float
+    rates: dict[str, float]
 
     @property
     def rank(self) -> tuple[float, float]:
-        return min(self.wer, 1.0), self.cer
+        return min(self.rates.get("mer", self.rates["wer"]), 1.0), self.rates["cer"]
 
 
 class _Training:
@@ -201,6 +204,7 @@ class _Training:
         self.stage, self.store, self.device, self.lease = stage, store, device, lease
         self.corpus = corpus_of_stage(stage)
         self.symbols = symbols_of((u.text or "" for u in self.corpus.train), stage.outputs)
+        check_symbols(stage, store, self.symbols.symbols)
         self.model = build_model(stage, store, len(self.symbols)).to(device)
         if stage.compile_layers:
             torch.compiler.reset()  # what earlier stages of a warm worker compiled counts against a limit
@@ -278,7 +282,8 @@ class _Training:
             metrics |= self._error_rates("dev")
         if last and self.kept:
             self._restore_kept()
-            metrics |= {"kept_step": self.kept.step, "kept_dev_wer": self.kept.wer, "kept_dev_cer": self.kept.cer}
+            metrics |= {"kept_step": float(self.kept.step)}
+            metrics |= {f"kept_dev_{name}": value for name, value in self.kept.rates.items()}
         if stage.evaluate_test and last:
             metrics |= self._error_rates("test")
         return metrics
@@ -301,7 +306,7 @@ class _Training:
 
     def _keep(self, rates: dict[str, float]) -> None:
         """Keep the weights aside if these are the best results so far."""
-        found = _Kept(self.step, rates["wer"], rates["cer"])
+        found = _Kept(self.step, rates)
         if self.kept and found.rank >= self.kept.rank:
             return
         self.kept = found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import safetensors.torch
 import torch
 
@@ -41,6 +43,17 @@ def build_model(stage: Stage, store: StageStore, num_symbols: int) -> AcousticMo
             path = store.folder(stage.initial.stage) / f"{part}.safetensors"
             model.get_submodule(part).load_state_dict(safetensors.torch.load_file(path))
     return model
+
+
+def check_symbols(stage: Stage, store: StageStore, symbols: tuple[str, ...]) -> None:
+    """Raise CorpusError when the CTC head that the stage takes over writes other symbols."""
+    if stage.initial is None or "ctc_head" not in stage.initial.parts:
+        return
+    path = store.folder(stage.initial.stage) / "symbols.json"
+    if json.loads(path.read_text("utf-8"))["symbols"] != list(symbols):
+        raise CorpusError(
+            f"{path}: not the symbols that {stage.name()} finds; its libraries may be others, train again"
+        )
 
 
 def autocast(stage: Stage, device: torch.device) -> torch.autocast:

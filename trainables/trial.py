@@ -28,6 +28,7 @@ from trainables.data.config import (
 from trainables.data.corpus import AbsentCorpusError, Corpus, CorpusError, Utterance, read_corpus, total_seconds
 from trainables.data.phones import PhonesError, refuse_language
 from trainables.data.pieces import fewest_pieces
+from trainables.data.scripts import UNSPACED, script_of
 from trainables.data.text import LETTERS
 from trainables.decoding.config import LanguageModelConfig
 from trainables.decoding.files import missing
@@ -97,9 +98,14 @@ def stages_of(trial: TrialConfig) -> Sequence[Stage]:
 
 def _stage_data(config: CorpusConfig) -> StageData:
     try:
-        corpus = corpus_of(config)
+        return _present_data(config)
     except AbsentCorpusError:
         return _assumed(config)
+
+
+@functools.lru_cache
+def _present_data(config: CorpusConfig) -> StageData:
+    corpus = corpus_of(config)
     streams: tuple[Stream, ...] = ("labelled", "unlabelled")
     return StageData(
         corpus=config,
@@ -166,14 +172,19 @@ def trained_weights(source: str) -> TrainedWeights:
 
 
 def lacks_metric(trial: TrialConfig, metric: str) -> str | None:
-    """Why the trial will not have the metric on its dev split."""
+    """Why the trial will not have the metric on its dev split; its corpora can be read."""
     if metric.endswith("_lm") and trial.language_model is None:
-        return "it decodes without a language model; give the trial its `language_model`"
-    if "_mer" in metric and not absent(trial.corpus):
-        dev = [Hypothesis(u.id, u.text or "", "") for u in corpus_of(trial.corpus).dev]
-        if dev and "mer" not in error_rates(dev):
-            return "its dev split is in one script, so that mixed error rate and word error rate are one; take dev_wer"
-    return None
+        return f"{metric} needs a language model; give the trial its `language_model`"
+    *_, last = stages_of(trial.with_(init=None))
+    if "_mer" not in metric or absent(last.corpus) or _mixed(last.corpus):
+        return None
+    return f"there is no {metric} on a dev split in one script, where it would be the word error rate; take dev_wer"
+
+
+@functools.lru_cache
+def _mixed(config: CorpusConfig) -> bool:
+    """Whether its dev split has a mixed error rate."""
+    return "mer" in error_rates([Hypothesis(u.id, u.text or "", "") for u in corpus_of(config).dev])
 
 
 def problems(trial: TrialConfig, *, absent_is_fine: bool = False) -> Iterator[tuple[str, str]]:
@@ -217,6 +228,10 @@ def _language_model_problems(trial: TrialConfig, *, absent_is_fine: bool) -> Ite
     if config is None:
         return
     for message in [] if absent_is_fine else missing(config):
+        yield "language_model", message
+    *_, last = stages_of(trial.with_(init=None))
+    if config.unit == "words" and not absent(last.corpus) and _unspaced(last.corpus):
+        message = "words are not separated in the script of the train transcripts; take unit: symbols"
         yield "language_model", message
     if config.path and config.unit == "words" and not config.lexicon and config.path.is_file():
         try:
@@ -270,6 +285,12 @@ def _init_problems(trial: TrialConfig) -> Iterator[tuple[str, str]]:
     else:
         if found is not None and (message := misfit(trial.model, found)):
             yield "init", f"{trial.init} {message}"
+
+
+@functools.lru_cache
+def _unspaced(config: CorpusConfig) -> bool:
+    texts = "".join(u.text or "" for u in corpus_of(config).train)
+    return any(script_of(character) in UNSPACED for character in set(texts))
 
 
 @functools.lru_cache

@@ -75,7 +75,12 @@ def trained_scores(steps: int) -> tuple[list[Utterance], list[Tensor], Character
 def ours(arpa: Path, symbols: Characters, options: argparse.Namespace) -> Decode:
     config = LanguageModelConfig(path=arpa, weight=options.weight, word_score=options.word_score, beam=options.beam)
     search = BeamSearch.make(config, arpa, symbols, vocabulary(arpa))
-    return search.decode
+
+    def decode(scores: Sequence[Tensor], processes: int) -> list[str]:
+        with search.open(processes) as decode_all:
+            return decode_all(scores)
+
+    return decode
 
 
 def pyctcdecode(arpa: Path, symbols: Characters, options: argparse.Namespace) -> Decode:

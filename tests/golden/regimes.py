@@ -48,7 +48,7 @@ REGIMES: dict[str, dict[str, Any]] = {
         "finetune": labelled(160),
     },
     "joint": {"kind": "joint", "train": labelled(160)},
-    "bl_just": {"kind": "bl_just", "joint": labelled(140), "finetune": labelled(50)},
+    "bl_just": {"kind": "bl_just", "joint": labelled(220), "finetune": labelled(60)},
     "wav2vec_s": wav2vec_s(),
     "wav2vec_s_contrastive": wav2vec_s(unlabelled="contrastive"),
     "wav2vec_s_pseudo_labels": wav2vec_s(150, unlabelled="pseudo_labels", teacher_warmup_steps=110),

@@ -30,6 +30,7 @@ from tests.study.builders import (
     sweep,
     write_sweep,
 )
+from trainables.decoding.ngram import estimate
 from trainables.settings_file import SettingsError
 
 
@@ -329,7 +330,18 @@ class TestDrift:
         known = environment(spec)
         ((corpus, parts),) = known["data"].items()
         ledger.open_study("race", spec.model_dump(mode="json"), {**known, "data": {corpus: {**parts, "dev": "0" * 64}}})
-        with pytest.raises(SettingsError, match="the content of the corpus changed"):
+        with pytest.raises(SettingsError, match="the content of the corpus or the language model changed"):
+            refuse_drift(spec, ledger)
+
+    def test_another_language_model_of_the_same_name_is_refused(self, tmp_path: Path) -> None:
+        arpa = tmp_path / "lm.arpa"
+        estimate([["uno", "dos"]], 2, arpa)
+        arms = {"fast": {"trial": {**supervised(), "language_model": {"path": str(arpa)}}}}
+        spec = spec_of(tmp_path, arms=arms)
+        ledger = open_study(spec)
+        refuse_drift(spec, ledger)
+        estimate([["uno", "tres"]], 2, arpa)
+        with pytest.raises(SettingsError, match="the content of the corpus or the language model changed"):
             refuse_drift(spec, ledger)
 
     def test_the_command_refuses_before_anything_starts(

@@ -30,7 +30,14 @@ IMPOSSIBLE = -1e4  # log-probability of symbols that a brute force leaves out
 Texts = dict[str, float]  # with their scores
 
 
+def decoded(search: BeamSearch, scores: Sequence[Tensor], processes: int = 1) -> list[str]:
+    with search.open(processes) as decode:
+        return decode(scores)
+
+
 def search_of(path: Path, symbols: Characters, words: Sequence[str] = (), **config: object) -> BeamSearch:
+    if config.get("unit") == "symbols":  # which knows no words to score
+        config.pop("word_score", None)
     return BeamSearch.make(LanguageModelConfig.model_validate({"path": path, **config}), path, symbols, words)
 
 
@@ -110,7 +117,7 @@ def test_the_text_over_words_is_the_best_of_all(
 
     scores = words_brute_force(scores_TV, symbols, possible, words, of_text)
     search = search_of(path, symbols, words, weight=weight, word_score=word_score, **NOTHING_PRUNED)
-    (found,) = search.decode([scores_TV])
+    (found,) = decoded(search, [scores_TV])
     assert scores[found] == pytest.approx(max(scores.values()), abs=2e-3), (found, scores)
 
 
@@ -136,7 +143,7 @@ def test_the_text_over_symbols_is_the_best_of_all(
         written = LATIN.decode(text).strip()
         scores[written] = max(scores.get(written, -math.inf), total)
     search = search_of(path, LATIN, unit="symbols", weight=weight, **NOTHING_PRUNED)
-    (found,) = search.decode([scores_TV])
+    (found,) = decoded(search, [scores_TV])
     assert scores[found] == pytest.approx(max(scores.values()), abs=2e-3), (found, scores)
 
 
@@ -194,7 +201,7 @@ def test_a_certain_text_is_found_whatever_the_lengths_of_its_symbols(
     greedy = greedy_decode(scores_TV[None], torch.tensor([len(scores_TV)]), symbols)
     for weight in (0, 0.1):
         search = search_of(path, symbols, words, unit=unit, weight=weight, word_score=0)
-        assert search.decode([scores_TV]) == greedy == [text]
+        assert decoded(search, [scores_TV]) == greedy == [text]
 
 
 def test_pieces_of_one_frame_are_words(language_models: dict[tuple[str, str], Path]) -> None:
@@ -202,7 +209,7 @@ def test_pieces_of_one_frame_are_words(language_models: dict[tuple[str, str], Pa
     search = search_of(path, symbols, vocabulary(path))
     assert search.boundary is None
     scores = [certain_scores(symbols.encode(text), [1] * 400, len(symbols)) for text in TEXTS["pieces"]]
-    assert search.decode(scores) == TEXTS["pieces"]
+    assert decoded(search, scores) == TEXTS["pieces"]
 
 
 def test_han_words_without_any_space(tmp_path: Path) -> None:
@@ -212,7 +219,7 @@ def test_han_words_without_any_space(tmp_path: Path) -> None:
     estimate([["你好"], ["好"], ["你好", "好"]], 2, tmp_path / "lm.arpa")
     search = search_of(tmp_path / "lm.arpa", symbols, ["你好", "好"], weight=0.1, word_score=0)
     for lengths in itertools.product([1, 2, 3], repeat=3):
-        assert search.decode([certain_scores(symbols.encode("你好好"), lengths, 3)]) == ["你好 好"]
+        assert decoded(search, [certain_scores(symbols.encode("你好好"), lengths, 3)]) == ["你好 好"]
 
 
 @pytest.mark.parametrize("unit", ["words", "symbols"])
@@ -224,14 +231,14 @@ def test_several_processes_write_what_one_writes(tmp_path: Path, unit: str) -> N
     words = vocabulary(tmp_path / "lm.arpa") if unit == "words" else ()
     search = search_of(tmp_path / "lm.arpa", symbols, words, unit=unit, beam=5)
     scores = [random_scores(i, 10 + i, symbols, range(len(symbols))) for i in range(20)]
-    alone = search.decode(scores)
+    alone = decoded(search, scores)
     assert len(set(alone)) > 10
-    assert search.decode(scores, processes=2) == alone
+    assert decoded(search, scores, processes=2) == alone
 
 
 def test_nothing_to_decode_is_nothing(tmp_path: Path) -> None:
     estimate([["a"]], 2, tmp_path / "lm.arpa")
-    assert search_of(tmp_path / "lm.arpa", LATIN, ["a"]).decode([]) == []
+    assert decoded(search_of(tmp_path / "lm.arpa", LATIN, ["a"]), []) == []
 
 
 class TestLexicon:
@@ -244,7 +251,7 @@ class TestLexicon:
         """As LibriSpeech's."""
         search = search_of(arpa, LATIN, vocabulary(arpa), weight=0.5)
         assert [word for word, _ in search.spellings] == ["AB", "BA"]
-        assert search.decode([certain_scores(LATIN.encode("ab ba ab"), [1] * 8, len(LATIN))]) == ["ab ba ab"]
+        assert decoded(search, [certain_scores(LATIN.encode("ab ba ab"), [1] * 8, len(LATIN))]) == ["ab ba ab"]
 
     def test_capitals_are_looked_up_as_they_are(self, tmp_path: Path) -> None:
         """`BA` after `AB` outweighs what the recogniser prefers; `ba`, like `ab`, would be an unknown word."""
@@ -253,7 +260,7 @@ class TestLexicon:
         other_TV = certain_scores(LATIN.encode("ab ab"), [1] * 5, len(LATIN))
         doubtful_TV = torch.logaddexp(certain_TV + math.log(0.45), other_TV + math.log(0.55))
         searches = [search_of(tmp_path / "pair.arpa", LATIN, ["AB", "BA"], weight=w, word_score=0) for w in (0, 3)]
-        chosen = [search.decode([doubtful_TV]) for search in searches]
+        chosen = [decoded(search, [doubtful_TV]) for search in searches]
         assert chosen == [["ab ab"], ["ab ba"]]
 
     def test_words_that_the_recogniser_cannot_write_are_left_out(self, arpa: Path) -> None:
@@ -271,7 +278,7 @@ class TestLexicon:
 
     def test_a_word_that_the_language_model_lacks_can_be_written(self, arpa: Path) -> None:
         search = search_of(arpa, LATIN, ["ab", "bb"], weight=0.5)
-        assert search.decode([certain_scores(LATIN.encode("ab bb"), [1] * 5, len(LATIN))]) == ["ab bb"]
+        assert decoded(search, [certain_scores(LATIN.encode("ab bb"), [1] * 5, len(LATIN))]) == ["ab bb"]
 
 
 def test_names_of_symbols_hold_no_space() -> None:

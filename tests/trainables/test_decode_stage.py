@@ -6,6 +6,8 @@ import csv
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -272,7 +274,7 @@ class TestIdentity:
         store = StageStore(tmp_path / "results")
         run_stage(trained, store, lambda report: None)
         estimate([["hola"]], 2, arpa)
-        with pytest.raises(CorpusError, match=rf"{arpa}: the language model is not the one that {decoded.name()} was"):
+        with pytest.raises(CorpusError, match=rf"^language model: {arpa} is not the one that {decoded.name()} was"):
             run_stage(decoded, store, lambda report: None)
         assert store.result(decoded) is None
 
@@ -375,11 +377,11 @@ class TestRefused:
 
     def test_symbols_with_a_lexicon(self, tmp_path: Path, small_corpus: Path) -> None:
         (found,) = self.errors(tmp_path, small_corpus, "{unit: symbols, lexicon: /some/lexicon}")
-        assert found.startswith("5:3: trial.language_model: unit: symbols needs no lexicon; leave one of the two out")
+        assert found.startswith("5:3: trial.language_model: unit: symbols knows no words; leave lexicon and word_score")
 
     def test_a_metric_of_a_language_model_that_is_not_there(self, tmp_path: Path, small_corpus: Path) -> None:
         (found,) = self.errors(tmp_path, small_corpus, "null", "dev_wer_lm")
-        assert found.startswith("10:21: search.metric: dev_wer_lm is not there in arm 'one': it decodes without")
+        assert found.startswith("10:21: search.metric: arm 'one': dev_wer_lm needs a language model")
         assert found.endswith("give the trial its `language_model`")
 
     def test_a_metric_of_decoding_has_no_curve(self, tmp_path: Path, small_corpus: Path) -> None:
@@ -390,9 +392,7 @@ class TestRefused:
     @pytest.mark.parametrize("metric", ["dev_mer", "dev_mer_lm"])
     def test_mixed_error_rate_of_speech_in_one_script(self, tmp_path: Path, small_corpus: Path, metric: str) -> None:
         (found,) = self.errors(tmp_path, small_corpus, "{}", metric)
-        assert found.startswith(
-            f"10:21: search.metric: {metric} is not there in arm 'one': its dev split is in one script"
-        )
+        assert found.startswith(f"10:21: search.metric: arm 'one': there is no {metric} on a dev split in one script")
         assert found.endswith("take dev_wer")
 
     def test_the_command_says_so_and_starts_nothing(self, tmp_path: Path, small_corpus: Path, call: Call) -> None:
@@ -404,3 +404,38 @@ class TestRefused:
         assert "arms.one.trial.language_model: /no/such: no such file" in err
         assert not (tmp_path / "results").exists()
         assert call("plan", path)[0] == 0
+
+
+def test_a_head_that_writes_other_symbols_is_refused(small_corpus: Path, tmp_path: Path) -> None:
+    """As when the libraries that make them are others on this machine."""
+    trial = small_trial(small_corpus, {"kind": "supervised", "train": BRIEF}, language_model={"unit": "symbols"})
+    trained, decoded = stages_of(TrialConfig.model_validate(trial))
+    store = StageStore(tmp_path)
+    run_stage(trained, store, lambda report: None)
+    path = store.folder(trained) / "symbols.json"
+    symbols = json.loads(path.read_text("utf-8"))["symbols"]
+    path.write_text(json.dumps({"symbols": [symbols[0], *reversed(symbols[1:])]}), encoding="utf-8")
+    with pytest.raises(CorpusError, match="not the symbols"):
+        run_stage(decoded, store, lambda report: None)
+
+
+def test_the_lease_of_a_dead_process_keeps_nobody_from_running_the_stage(small_corpus: Path, tmp_path: Path) -> None:
+    (stage,) = stages_of(TrialConfig.model_validate(small_trial(small_corpus, {"kind": "supervised", "train": BRIEF})))
+    store = StageStore(tmp_path)
+    code = (
+        "import sys, pathlib, os; from trainables.lease import Lease;"
+        "held = Lease(pathlib.Path(sys.argv[1])).hold(); held.__enter__(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(store.lease(stage).path)], check=True)
+    assert store.lease(stage).path.is_file()
+    assert run_stage(stage, store, lambda report: None).last.step == stage.steps
+
+
+def test_searches_of_a_language_model_estimate_it_once(small_corpus: Path, tmp_path: Path) -> None:
+    store = StageStore(tmp_path)
+    regime = {"kind": "supervised", "train": BRIEF}
+    for weight in (0.5, 1.0):
+        trial = small_trial(small_corpus, regime, language_model={"unit": "symbols", "weight": weight})
+        for stage in stages_of(TrialConfig.model_validate(trial)):
+            run_stage(stage, store, lambda report: None)
+    assert len(list(tmp_path.rglob("*.arpa"))) == 1

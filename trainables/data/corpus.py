@@ -65,6 +65,10 @@ class Corpus:
 
         Those of train and unlabelled speech also hold how their sources are sampled, where that matters.
         """
+        return dict(self._split_hashes)
+
+    @functools.cached_property
+    def _split_hashes(self) -> dict[str, str]:
         hashes: dict[str, str] = {name: hash_utterances(getattr(self, name)) for name in (*LABELLED, "unlabelled")}
         for name in ("train", "unlabelled"):
             sources = sorted((u.id, u.source) for u in getattr(self, name))
@@ -107,6 +111,21 @@ def read_manifest(root: Path, *, prefix: str = "", listed: Set[str] = frozenset(
     manifest = root / "manifest.tsv"
     if not manifest.is_file():
         raise AbsentCorpusError(f"{manifest}: no such file; a corpus folder needs a manifest.tsv")
+    if not (root / "audio").is_dir() or not any((root / "audio").glob("*.s16")):
+        return _read_manifest(manifest, prefix, frozenset(listed))
+    status = manifest.stat()  # of a prepared corpus the manifest tells all, so it is read once
+    return _read_prepared(manifest, prefix, frozenset(listed), status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_prepared(
+    manifest: Path, prefix: str, listed: frozenset[str], modified_ns: int, size_bytes: int
+) -> list[Utterance]:
+    return _read_manifest(manifest, prefix, listed)
+
+
+def _read_manifest(manifest: Path, prefix: str, listed: frozenset[str]) -> list[Utterance]:
+    root = manifest.parent
     try:
         with manifest.open(encoding="utf-8-sig", newline="") as stream:
             utterances = _read_rows(stream, root, manifest, prefix, listed)

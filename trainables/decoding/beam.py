@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainables.data.text import BLANK, Characters
 from trainables.decoding.config import LanguageModelConfig
 
+Decode = Callable[[Sequence[Tensor]], list[str]]  # of (T, V) log-probabilities, float32, on the CPU
 BOUNDARY = "|"  # a space as a language model of symbols has it
-UTTERANCES_A_TASK = 8
 
 
 def symbol_names(symbols: Sequence[str]) -> list[str]:
@@ -54,21 +57,20 @@ class BeamSearch:
             raise ValueError("the lexicon has no word that the recogniser can write; give one in its alphabet")
         return cls(config, language_model, symbols.symbols, symbols.boundary, spellings)
 
-    def decode(self, log_probabilities: Sequence[Tensor], processes: int = 1) -> list[str]:
-        """The text of each utterance; each is (T, V) log-probabilities, float32, on the CPU.
+    @contextmanager
+    def open(self, processes: int = 1) -> Iterator[Decode]:
+        """What decodes utterances, on that many cores, each with a language model of its own.
 
         Raises ValueError for a file that KenLM cannot read.
         """
         if processes == 1:
             decoder = _Decoder(self)
-            return [decoder(scores_TV) for scores_TV in log_probabilities]
-        tasks = [
-            log_probabilities[i : i + UTTERANCES_A_TASK] for i in range(0, len(log_probabilities), UTTERANCES_A_TASK)
-        ]
+            yield lambda scores: [decoder(scores_TV) for scores_TV in scores]
+            return
         context = multiprocessing.get_context("spawn")  # the decoder holds Python's lock, so threads would not help
+        _Decoder(self)  # a file that cannot be read is an error here, not in every process
         with ProcessPoolExecutor(processes, context, initializer=_start, initargs=(self,)) as pool:
-            found = pool.map(_decode_in_process, [[scores_TV.numpy() for scores_TV in task] for task in tasks])
-            return [text for texts in found for text in texts]
+            yield lambda scores: list(pool.map(_decode_in_process, [s.numpy() for s in scores], chunksize=8))
 
 
 def _spelling(word: str, symbols: Characters) -> tuple[int, ...]:
@@ -87,8 +89,8 @@ def _start(search: BeamSearch) -> None:
     _in_this_process["decoder"] = _Decoder(search)
 
 
-def _decode_in_process(task: Sequence[Any]) -> list[str]:
-    return [_in_this_process["decoder"](torch.from_numpy(scores_TV)) for scores_TV in task]
+def _decode_in_process(scores_TV: NDArray[np.float32]) -> str:
+    return _in_this_process["decoder"](torch.from_numpy(scores_TV))
 
 
 class _Decoder:

@@ -5,7 +5,8 @@ memory in training), `lists/`, `findings.tsv` (utterances left out, and why) and
 
 Audio files are grouped into shards. A shard is written beside its place and renamed when complete, under a name that
 holds the hash of what it is made from: an interrupted preparation goes on where it was, and several at once, on one
-machine or on many, write the same bytes.
+machine or on many of one kind, write the same bytes. (Resampling and the decoding of MP3, Vorbis and Opus are floating
+point: another processor or version of a library may round a sample otherwise.)
 """
 
 from __future__ import annotations
@@ -23,11 +24,12 @@ import time
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import soundfile
@@ -56,13 +58,21 @@ class FindingsError(CorpusError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a preparation made: utterances and hours of each split, and how many utterances were left out for what."""
+    """What a preparation made: utterances and hours of each split, and how many utterances were left out for what.
+
+    `lists` has for each list how many `utterances` it has, and how many were `left_out`: those that are not in the
+    manifest, or not with a transcript. The `unused_files` in `audio/` are of earlier preparations, with other files or
+    limits; they are never removed, for a running study may read them.
+    """
 
     folder: Path
     utterances: dict[str, int]
     hours: dict[str, float]
     speakers: dict[str, int]
     findings: dict[str, int]
+    lists: dict[str, dict[str, int]]
+    unused_files: int
+    unused_bytes: int
 
 
 @dataclass(frozen=True)
@@ -92,10 +102,14 @@ def prepare(
     """Prepare a corpus; `progress` is told how many segments are done, of how many.
 
     `verify` compares the checksum of every shard that is there already. Raises LayoutError for a corpus with parts
-    missing, CorpusError for files that cannot be read, FindingsError in a strict preparation.
+    missing, CorpusError for files that cannot be read, FindingsError in a strict preparation: for texts and ids before any
+    audio is decoded.
     """
     limits = limits or Limits()
     segments, findings = _usable(corpus.read(root, language), limits)
+    lists = corpus.lists(root) if corpus.lists else {}
+    if strict and findings:
+        _refuse(findings, output)
     if not segments:
         raise CorpusError(f"{root}: {corpus.title} has no utterance there that can be used")
     audio = output / "audio"
@@ -112,15 +126,15 @@ def prepare(
     ]
     rows, late = _with_plausible_text(rows, {s.id: str(s.path) for s in segments}, limits)
     findings += late
-    write(output / "findings.tsv", findings_table(findings))
     if strict and findings:
-        raise FindingsError(_strict_message(findings, output))
-    lists = corpus.lists(root) if corpus.lists else {}
-    for list_name, ids in lists.items():
-        write(output / "lists" / f"{list_name}.txt", "".join(f"{i}\n" for i in sorted(ids)))
-    prepared = _summary(output, rows, findings)
+        _refuse(findings, output)
+    write(output / "findings.tsv", findings_table(findings))
+    counted = _write_lists(lists, rows, output / "lists")
+    unused = _unused(audio, {shard.name for shard in shards})
+    prepared = _summary(output, rows, findings, counted, unused)
     about = {"corpus": name, "language": language, "limits": asdict(limits), "format": FORMAT_VERSION}
-    counts = {name: value for name, value in asdict(prepared).items() if name != "folder"}
+    of_the_folder = ("folder", "unused_files", "unused_bytes")  # not of what is prepared
+    counts = {field: value for field, value in asdict(prepared).items() if field not in of_the_folder}
     write(output / "preparation.json", json.dumps(about | counts, indent=1))
     write(output / "manifest.tsv", _table(rows))  # last: with it the corpus is there
     return prepared
@@ -129,18 +143,20 @@ def prepare(
 def _usable(given: Iterable[Segment], limits: Limits) -> tuple[list[Segment], list[Finding]]:
     """Segments with a cleaned transcript, a split, and an id of their own; and what is wrong with the others."""
     segments: dict[str, Segment] = {}
+    ids: set[str] = set()  # as the corpus gives them: pieces have others
     findings: list[Finding] = []
     for raw in given:
         segment = _with_split(replace(raw, text=None if raw.text is None else clean(raw.text, raw.language)))
         if segment.split == "unlabelled" and text_finding(segment):
             segment = replace(segment, text=None)  # it is not needed
-        if segment.id in segments:
+        pieces = tuple(_pieces(segment, limits.max_seconds))
+        if segment.id in ids or any(piece.id in segments for piece in pieces):
             findings.append(Finding("duplicate_id", segment.id, str(segment.path), "the first one with it is kept"))
         elif finding := text_finding(segment):
             findings.append(finding)
         else:
-            for piece in _pieces(segment, limits.max_seconds):
-                segments[piece.id] = piece
+            ids.add(segment.id)
+            segments |= {piece.id: piece for piece in pieces}
     return sorted(segments.values(), key=lambda s: (str(s.path), s.start_seconds, s.id)), findings
 
 
@@ -149,15 +165,16 @@ def _with_split(segment: Segment) -> Segment:
 
 
 def _pieces(segment: Segment, max_seconds: float) -> Iterator[Segment]:
-    """Unlabelled speech of a known length, cut into equal pieces that are not too long."""
-    if segment.text is not None or not segment.duration_seconds or segment.duration_seconds <= max_seconds:
+    """Unlabelled speech of a known length, cut into equal pieces that are not too long, without its transcript."""
+    length = segment.expected_seconds if segment.duration_seconds is None else segment.duration_seconds
+    if segment.split != "unlabelled" or length is None or length <= max_seconds:
         yield segment
         return
-    count = int(np.ceil(segment.duration_seconds / max_seconds))
-    seconds = segment.duration_seconds / count
+    count = int(np.ceil(length / max_seconds))
+    piece = replace(segment, text=None, duration_seconds=length / count, expected_seconds=None)
     for number in range(count):
-        start = segment.start_seconds + number * seconds
-        yield replace(segment, id=f"{segment.id}-{number:04d}", start_seconds=start, duration_seconds=seconds)
+        start = segment.start_seconds + number * length / count
+        yield replace(piece, id=f"{segment.id}-{number:04d}", start_seconds=start)
 
 
 def _shards(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
@@ -261,11 +278,18 @@ def _store(shards: Sequence[_Shard], processes: int, progress: Callable[[int, in
             progress(sum(len(found) for found in stored.values()), total)
         return stored
     context = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
-    with ProcessPoolExecutor(min(processes, len(waiting)), context, initializer=_begin_worker) as pool:
+    pool = ProcessPoolExecutor(min(processes, len(waiting)), context, initializer=_begin_worker)
+    try:
         futures = {pool.submit(shard.make): shard for shard in waiting}
         for future in as_completed(futures):
             stored[futures[future].name] = future.result()
             progress(sum(len(found) for found in stored.values()), total)
+    except BrokenProcessPool as error:
+        raise CorpusError(
+            f"one of the {processes} processes was killed, probably for lack of memory; go on with fewer --processes"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)  # an error or an interrupt must not wait for all other shards
     return stored
 
 
@@ -312,14 +336,18 @@ def _samples(segment: Segment, file: Any, limits: Limits) -> NDArray[np.int16] |
     rate_hz = file.samplerate
     if rate_hz < limits.min_sample_rate_hz:
         return found("wrong_rate", f"{rate_hz} Hz; at least {limits.min_sample_rate_hz} Hz is needed")
+    first = min(round(segment.start_seconds * rate_hz), file.frames)
+    count = file.frames - first
+    if segment.duration_seconds is not None:
+        count = min(count, round(segment.duration_seconds * rate_hz))
+    if message := _length_problem(segment, file, count / rate_hz, limits):  # hours are refused before they are read
+        return found(*message)
     try:
-        file.seek(min(round(segment.start_seconds * rate_hz), file.frames))
-        count = -1 if segment.duration_seconds is None else round(segment.duration_seconds * rate_hz)
+        file.seek(first)
         samples = file.read(count, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
         return found("undecodable", str(error))
-    seconds = len(samples) / rate_hz
-    if message := _length_problem(segment, file, seconds, limits):
+    if message := _length_problem(segment, file, len(samples) / rate_hz, limits):
         return found(*message)
     if segment.channel is not None and segment.channel >= samples.shape[1]:
         return found("undecodable", f"has {samples.shape[1]} channel(s); channel {segment.channel} is asked for")
@@ -398,7 +426,31 @@ def _with_plausible_text(
     return [row for row in rows if row["id"] not in wrong], findings
 
 
-def _summary(output: Path, rows: Sequence[dict[str, Any]], findings: Sequence[Finding]) -> Prepared:
+def _write_lists(
+    lists: Mapping[str, Sequence[str]], rows: Iterable[dict[str, Any]], folder: Path
+) -> dict[str, dict[str, int]]:
+    """Write the ids that have a transcript in the manifest: with another one a list could not be used."""
+    usable = {row["id"] for row in rows if row["text"]}
+    counted = {}
+    for name, ids in lists.items():
+        kept = sorted(usable.intersection(ids))
+        write(folder / f"{name}.txt", "".join(f"{utterance}\n" for utterance in kept))
+        counted[name] = {"utterances": len(kept), "left_out": len(set(ids)) - len(kept)}
+    return counted
+
+
+def _unused(audio: Path, shards: Set[str]) -> list[Path]:
+    """Finished files of shards other than these."""
+    return [path for path in audio.glob("[!.]*") if path.stem not in shards]
+
+
+def _summary(
+    output: Path,
+    rows: Sequence[dict[str, Any]],
+    findings: Sequence[Finding],
+    lists: dict[str, dict[str, int]],
+    unused: Sequence[Path],
+) -> Prepared:
     samples: Counter[str] = Counter()
     speakers: dict[str, set[str]] = {}
     for row in rows:
@@ -410,6 +462,9 @@ def _summary(output: Path, rows: Sequence[dict[str, Any]], findings: Sequence[Fi
         hours={split: count / SAMPLE_RATE_HZ / 3600 for split, count in samples.items()},
         speakers={split: len(found - {""}) for split, found in speakers.items()},
         findings=dict(Counter(finding.kind for finding in findings)),
+        lists=lists,
+        unused_files=len(unused),
+        unused_bytes=sum(path.stat().st_size for path in unused),
     )
 
 
@@ -421,10 +476,13 @@ def _table(rows: Iterable[dict[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def _strict_message(findings: Sequence[Finding], output: Path) -> str:
+def _refuse(findings: Sequence[Finding], output: Path) -> NoReturn:
+    """End a strict preparation. Raises FindingsError."""
+    table = output / "findings.tsv"
+    write(table, findings_table(findings))
     shown = "\n".join(f"  {f.kind}: {f.id} ({f.path}): {f.detail}" for f in findings[:20])
     more = f"\n  and {len(findings) - 20} more" if len(findings) > 20 else ""
-    return f"{len(findings)} utterance(s) cannot be used; all are in {output / 'findings.tsv'}\n{shown}{more}"
+    raise FindingsError(f"{len(findings)} utterance(s) cannot be used; {table} lists them\n{shown}{more}")
 
 
 def _checksum_of(path: Path) -> str:

@@ -2,8 +2,9 @@
 https://github.com/facebookresearch/voxpopuli leave it.
 
 The tables are read here: lhotse's recipe reads other files, the uncut sessions, and opens each. The scripts write no
-table of the unlabelled segments, so these are the files that are there; the scripts do not leave out the sessions that
-dev and test are from.
+table of the unlabelled segments, so these are the files that are there. The scripts do not leave out the sessions that
+dev and test are from; the files of these are left out here, for dev and test must never be among unlabelled speech.
+The names tell: the transcribed SESSION-LANGUAGE_UTTERANCE is of the same session as the unlabelled SESSION_LANGUAGE_NUMBER.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ TRANSCRIBED, UNLABELLED = "transcribed_data", "unlabelled_data"
 COLUMNS = ("id", "normalized_text", "speaker_id", "split")
 NEEDS = (
     "transcribed_data/LANGUAGE/asr_{train,dev,test}.tsv and YEAR/*.ogg beside them, or "
-    "unlabelled_data/LANGUAGE/YEAR/*.ogg, or both"
+    "unlabelled_data/LANGUAGE/YEAR/*.ogg, or both; with both, unlabelled files of a session that asr_dev.tsv or "
+    "asr_test.tsv names are left out"
 )
 
 
 def read(root: Path, language: str | None) -> Iterator[Segment]:
-    """Segments of the transcribed speech, normalised text, then of the unlabelled speech, whose speakers are not known.
+    """Segments of the transcribed speech, normalised text, then of the unlabelled speech, whose speakers are not known,
+    without the sessions of dev and test. Where there is no transcribed speech, these are not known.
 
     Raises LayoutError for missing folders or tables, CorpusError for a language that is not one of those there, or for
     a malformed row.
@@ -39,17 +42,21 @@ def read(root: Path, language: str | None) -> Iterator[Segment]:
     unlabelled = sorted((root / UNLABELLED / name).glob("*/*.ogg"))
     missing += [] if tables or unlabelled else [f"{UNLABELLED}/{name}/YEAR/*.ogg"]
     refuse_missing(root, missing, NEEDS)
+    held_out = set()
     for split, table in tables.items():
         for where, row in read_table(table, COLUMNS):
             utterance, speaker = row["id"], row["speaker_id"]
-            if row["split"] != split or not utterance[:4].isdecimal() or "/" in utterance:
-                rule = f"must be of the split {split}, with an id that begins with the year"
+            session = utterance.partition("_")[0].rpartition("-")[0]
+            if row["split"] != split or not session[:4].isdecimal() or "/" in utterance:
+                rule = f"must be of the split {split}, with an id that begins with the year, YEAR...-LANGUAGE_..."
                 raise CorpusError(f"{where}: {rule}; got split {row['split']!r}, id {utterance!r}: unpack again")
             path = transcribed / utterance[:4] / f"{utterance}.ogg"
+            held_out |= {session} if split != "train" else set()
             known = "" if speaker == "None" else speaker
             yield Segment(utterance, path, row["normalized_text"], split, known, name)
     for path in unlabelled:
-        yield Segment(path.stem, path, None, "unlabelled", "", name)
+        if path.stem.partition(f"_{name}_")[0] not in held_out:
+            yield Segment(path.stem, path, None, "unlabelled", "", name)
 
 
 CORPUS = PublishedCorpus(
