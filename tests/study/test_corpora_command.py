@@ -14,6 +14,7 @@ import yaml
 from tests.conftest import spanish_rows, write_corpus
 from tests.study.builders import supervised, sweep
 from tests.study.conftest import Call
+from tests.trainables.corpora import layouts
 from trainables.data.corpora.registry import CORPORA
 from trainables.data.corpus import read_manifest
 
@@ -164,6 +165,24 @@ def test_the_default_output_is_below_corpora_and_the_summary_says_how_to_use_it(
     for kind in ("missing_audio", "silent"):
         assert f"{kind} │ 1" in found
     assert len(read_manifest(prepared)) == 16
+
+
+def test_the_summary_tells_of_lists_and_of_files_that_are_no_longer_used(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, output = layouts.librispeech(tmp_path / "given"), tmp_path / "out"
+    left_out = root / "LibriSpeech/train-clean-100/103/1240/103-1240-0000.flac"  # of each list
+    soundfile.write(left_out, np.zeros(16_000), 16_000)
+    (output / "audio").mkdir(parents=True)
+    with (output / "audio" / "0123.s16").open("wb") as stream:
+        stream.truncate(20_000_000)
+    code, out, _ = prepare(call, root, "--output", output, name="librispeech")
+    found = unwrapped(out)
+    assert code == 0
+    for name, count in {"10min": 1, "1h": 6, "10h": 8, "960h": 13}.items():
+        assert f"│ {name} │ {count} │ 1 │" in " ".join(found.split())
+    assert "".join(f"1 files, 0.02 GB in {output}/audio".split()) in "".join(found.split())
+    assert "are no longer used by the manifest; delete them when no study runs on them." in found
 
 
 def test_as_json_it_prints_the_folder_and_the_counts(call: Call, root: Path, prepared: Path) -> None:

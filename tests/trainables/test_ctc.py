@@ -16,11 +16,12 @@ from trainables.data.batches import Batch
 from trainables.data.corpus import Corpus
 from trainables.data.text import BLANK, Characters
 from trainables.decoding.greedy import greedy_decode
-from trainables.evaluate import Hypothesis, error_rates, transcribe
+from trainables.evaluate import transcribe
 from trainables.losses.config import CtcConfig, MaskConfig
 from trainables.losses.ctc import ctc_log_probabilities, ctc_terms
 from trainables.models.acoustic import AcousticModel
 from trainables.models.config import CompactCnnGruConfig
+from trainables.scoring import Hypothesis, error_rates
 
 UNMASKED = CtcConfig(mask=MaskConfig(time_probability=0, channel_probability=0))
 CHARACTERS = Characters(["ab "])  # 1 is the space, 2 is a, 3 is b

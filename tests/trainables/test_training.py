@@ -28,7 +28,7 @@ from trainables.data.batches import Batch, Stream
 from trainables.data.corpus import Utterance
 from trainables.data.seeds import fold
 from trainables.distributed import rank, world_size
-from trainables.evaluate import Hypothesis, error_rates, transcribe
+from trainables.evaluate import transcribe
 from trainables.loop import DivergedError, build_model, run_stage
 from trainables.losses.build import LOSSES
 from trainables.losses.config import ContrastiveConfig, CtcConfig
@@ -36,6 +36,7 @@ from trainables.losses.contrastive import contrastive_terms
 from trainables.losses.ctc import ctc_terms
 from trainables.losses.terms import Terms
 from trainables.models.acoustic import AcousticModel
+from trainables.scoring import Hypothesis, error_rates
 from trainables.stage import ConstantConfig, OptimiserConfig, Phase, Report, Stage
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of

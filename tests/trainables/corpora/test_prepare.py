@@ -7,6 +7,7 @@ import csv
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -37,7 +38,7 @@ from trainables.data.corpora import prepare as preparation
 from trainables.data.corpora.findings import Finding, FindingKind, Limits
 from trainables.data.corpora.folder import CORPUS
 from trainables.data.corpora.prepare import FindingsError, Prepared, prepare
-from trainables.data.corpora.segment import PublishedCorpus, Segment
+from trainables.data.corpora.segment import LayoutError, Lists, PublishedCorpus, Segment
 from trainables.data.corpus import LABELLED, Corpus, CorpusError, Split, Utterance, read_corpus, read_manifest, split_of
 
 FULL_SCALE = 2**15
@@ -66,8 +67,8 @@ class Case:
         return {row["id"]: row for row in table(self.output / "findings.tsv")}
 
 
-def published(segments: Sequence[Segment]) -> PublishedCorpus:
-    return PublishedCorpus("a test's", "", "", "", lambda root, language: iter(segments))
+def published(segments: Sequence[Segment], lists: Lists | None = None) -> PublishedCorpus:
+    return PublishedCorpus("a test's", "", "", "", lambda root, language: iter(segments), lists=lists)
 
 
 def prepared_case(segments: Sequence[Segment], root: Path, output: Path) -> Case:
@@ -225,6 +226,7 @@ def test_checksums_are_those_of_the_stored_samples(formats: Case) -> None:
 # What is left out
 
 TOO_LONG_SECONDS = 45.0
+BEFORE_DECODING = ("duplicate_id", "empty_transcript", "wrong_text")
 
 
 class Bad:
@@ -276,7 +278,8 @@ class Bad:
         self.add("undecodable", self.cut("cut-flac.flac", 0.5))  # libsndfile reads nothing of it
         self.add("truncated", self.cut("cut-wav.wav", 0.5))
         self.add("truncated", self.written("half.flac"), expected_seconds=2 * seconds + 1)
-        self.add("wrong_rate", self.written("double.flac"), expected_seconds=seconds - 0.6)
+        double = self.written("double.flac")
+        self.add("wrong_rate", double, expected_seconds=seconds - 0.6)
         self.add("truncated", self.written("beyond.flac"), start_seconds=seconds + 1, duration_seconds=1.0)
         self.add("truncated", self.written("over.flac"), start_seconds=0.1, duration_seconds=seconds + 0.5)
         self.add("too_short", self.written("short.flac", self.good.samples[:1_500]))
@@ -286,6 +289,10 @@ class Bad:
         self.add("too_long", long, id="long-unknown", text=None, split="unlabelled")
         known = {"text": None, "split": "unlabelled", "start_seconds": 1.0, "duration_seconds": TOO_LONG_SECONDS - 1}
         self.add(None, long, id="cut", **known)
+        self.add("duplicate_id", double, id="cut", **known)
+        of_a_file = {"split": "unlabelled", "expected_seconds": TOO_LONG_SECONDS}
+        self.add(None, long, id="cut-whole", **of_a_file)  # with a transcript, which is of no piece
+        self.add(None, self.written("whole.flac"), id="whole", split="unlabelled", expected_seconds=seconds)
 
     def _texts(self) -> None:
         path = self.written("good.flac")
@@ -330,7 +337,8 @@ def test_each_finding_names_the_corpus_s_own_file(bad: Bad, left_out: Case) -> N
 
 
 def test_all_others_are_there_and_hold_their_own_samples(bad: Bad, left_out: Case) -> None:
-    kept = {s.id for s in bad.segments} - {*bad.expected} - {"cut"} | {"good-0", "cut-0000", "cut-0001"}
+    kept = {s.id for s in bad.segments} - {*bad.expected} - {"cut-whole"} | {"good-0"}
+    kept |= {f"{name}-000{number}" for name in ("cut", "cut-whole") for number in range(2)}
     assert {*left_out.utterances} == kept
     samples, _ = soundfile.read(bad.root / "good.flac", dtype="int16")
     for number in range(4):
@@ -342,10 +350,39 @@ def test_all_others_are_there_and_hold_their_own_samples(bad: Bad, left_out: Cas
 def test_long_unlabelled_speech_of_known_length_is_cut_into_equal_pieces_that_join_to_it(
     bad: Bad, left_out: Case
 ) -> None:
+    """Of two with one id those of the first."""
     whole, _ = soundfile.read(bad.root / "long.flac", dtype="int16")
-    pieces = [steps(left_out.utterances[f"cut-000{number}"]) for number in range(2)]
-    assert len(pieces[0]) == len(pieces[1]) <= LIMITS.max_seconds * SAMPLE_RATE_HZ
-    np.testing.assert_array_equal(np.concatenate(pieces), whole[SAMPLE_RATE_HZ:])
+    for name, start in (("cut", SAMPLE_RATE_HZ), ("cut-whole", 0)):
+        pieces = [left_out.utterances[f"{name}-000{number}"] for number in range(2)]
+        lengths = {len(waveform(piece)) for piece in pieces}
+        assert len(lengths) == 1
+        assert max(lengths) <= LIMITS.max_seconds * SAMPLE_RATE_HZ
+        np.testing.assert_array_equal(np.concatenate([steps(piece) for piece in pieces]), whole[start:])
+    texts = {row["id"]: row["text"] for row in table(left_out.output / "manifest.tsv")}
+    assert [texts["cut-whole-0000"], texts["cut-whole-0001"]] == ["", ""]
+    assert texts["whole"] == bad.good.text  # no piece
+
+
+@pytest.mark.parametrize("name", ["a", "a-0001"])
+def test_an_utterance_with_the_id_of_one_that_is_cut_or_of_its_piece_is_a_finding(name: str) -> None:
+    long = Segment("a", Path("a.flac"), None, "unlabelled", duration_seconds=80.0)
+    other = Segment(name, Path("b.flac"), "uno", "train")
+    for first, second in ((long, other), (other, long)):
+        kept, findings = preparation._usable([first, second], LIMITS)
+        assert {s.path for s in kept} == {first.path}
+        assert [(f.kind, f.id) for f in findings] == [("duplicate_id", second.id)]
+
+
+def test_too_long_a_file_is_refused_before_its_samples_are_read(whole: Mapping[str, Path], tmp_path: Path) -> None:
+    """One whose FLAC header says 2 ** 36 - 1 samples, the most that it can."""
+    content = bytearray(whole[".flac"].read_bytes())
+    packed = int.from_bytes(content[18:26], "big")  # of STREAMINFO: rate, channels, bits, and 36 bits of samples
+    content[18:26] = (packed | 2**36 - 1).to_bytes(8, "big")
+    path = tmp_path / "long.flac"
+    path.write_bytes(content)
+    ((_, found),) = preparation._decoded([Segment("id", path, "uno", "train")], LIMITS)
+    assert isinstance(found, Finding)
+    assert (found.kind, found.detail) == ("too_long", f"{(2**36 - 1) / SAMPLE_RATE_HZ:.1f} s; at most 40 s")
 
 
 @given(st.floats(0.2, 500), st.floats(1, 40), st.floats(0, 100))
@@ -364,21 +401,51 @@ def test_pieces_cover_the_stretch_and_none_is_too_long(seconds: float, longest: 
 def test_a_strict_preparation_is_refused_with_every_finding_and_makes_no_corpus(
     bad: Bad, left_out: Case, tmp_path: Path
 ) -> None:
-    shutil.copytree(left_out.output / "audio", tmp_path / "audio")  # so that nothing is decoded again
-    with pytest.raises(FindingsError) as error:
-        prepare(published(bad.segments), "test", bad.root, tmp_path, strict=True)
-    message = str(error.value)
-    assert message.startswith(f"{len(bad.expected)} utterance(s) cannot be used; all are in {tmp_path}/findings.tsv\n")
-    assert message.count("\n") == 21
-    assert f"and {len(bad.expected) - 20} more" in message
-    assert (tmp_path / "findings.tsv").read_bytes() == (left_out.output / "findings.tsv").read_bytes()
-    assert not (tmp_path / "manifest.tsv").exists()
+    """Those of texts and ids before any audio is decoded, those of audio when all is."""
+    early = {name for name, kind in bad.expected.items() if kind in BEFORE_DECODING} - {"pace"}
+    all_but_early = [s for s in bad.segments if s.id not in early]
+    expected = {True: early, False: bad.expected.keys() - early}
+    for with_early, segments in ((True, bad.segments), (False, all_but_early)):
+        output = tmp_path / str(with_early)
+        with pytest.raises(FindingsError) as error:
+            prepare(published(segments), "test", bad.root, output, strict=True)
+        count = len(expected[with_early])
+        assert str(error.value).startswith(f"{count} utterance(s) cannot be used; {output}/findings.tsv lists them\n")
+        assert str(error.value).count("\n") == min(count, 20) + (count > 20)
+        assert (f"and {count - 20} more" in str(error.value)) == (count > 20)
+        found = table(output / "findings.tsv")
+        assert found == [row for row in table(left_out.output / "findings.tsv") if row["id"] in expected[with_early]]
+        assert (output / "audio").exists() != with_early
+        assert not (output / "manifest.tsv").exists()
 
 
 def test_a_corpus_without_any_usable_transcript_is_refused(bad: Bad, tmp_path: Path) -> None:
     unusable = [s for s in bad.segments if s.id in ("no words", "cyrillic")]
     with pytest.raises(CorpusError, match=r"a test's has no utterance there that can be used"):
         prepare(published(unusable), "test", bad.root, tmp_path)
+
+
+def test_a_list_has_the_utterances_of_the_manifest_with_a_transcript_and_can_be_used(bad: Bad, tmp_path: Path) -> None:
+    kept = ["good-0", "good-1", "good-2", "whole"]
+    given = {"all": [*kept, "zeros", "pace", "cut-whole", "good-3", "absent"], "one": ["whole"], "none": ["zeros"]}
+    segments = [s for s in bad.segments if s.id in given["all"]]
+    prepared = prepare(published(segments, lambda root: given), "test", bad.root, tmp_path)
+    lists = {path.stem: path.read_text().split() for path in (tmp_path / "lists").iterdir()}
+    assert lists == {"all": kept, "one": ["whole"], "none": []}
+    counts = {"all": (4, 5), "one": (1, 0), "none": (0, 1)}
+    assert prepared.lists == {name: dict(zip(("utterances", "left_out"), n, strict=True)) for name, n in counts.items()}
+    assert json.loads((tmp_path / "preparation.json").read_text("utf-8"))["lists"] == prepared.lists
+    corpus = read_corpus(FolderConfig(root=tmp_path, labelled_list="one"))
+    assert [u.id for u in corpus.train] == ["whole"]
+
+
+def test_lists_that_cannot_be_read_are_refused_before_anything_is_decoded(bad: Bad, tmp_path: Path) -> None:
+    def lists(root: Path) -> Mapping[str, Sequence[str]]:
+        raise LayoutError("no lists")
+
+    with pytest.raises(LayoutError, match="no lists"):
+        prepare(published(bad.segments, lists), "test", bad.root, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 FORMATS = (".flac", ".wav", ".ogg", ".mp3")
@@ -483,6 +550,12 @@ def state(folder: Path) -> State:
 def contents(folder: Path) -> dict[str, bytes]:
     """Of all files, unfinished ones included."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def used_files(output: Path) -> set[str]:
+    """Files of the shards that the manifest names."""
+    shards = {Path(row["path"]).stem for row in table(output / "manifest.tsv")}
+    return {f"{shard}{suffix}" for shard in shards for suffix in (".s16", ".json")}
 
 
 def write_folder(root: Path) -> list[dict[str, str]]:
@@ -590,6 +663,33 @@ def test_two_preparations_at_once_make_what_one_makes(alone: tuple[Path, Path], 
     assert contents(tmp_path) == contents(expected)
 
 
+@pytest.fixture
+def _single_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "SEGMENTS_A_SHARD", 1)
+
+
+@pytest.mark.usefixtures("_single_shards")
+def test_an_interrupt_makes_no_waiting_shard(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    def interrupt(done: int, of: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_folder(alone[0], tmp_path, processes=2, progress=interrupt)
+    assert 1 <= len(list((tmp_path / "audio").glob("*.json"))) < UTTERANCES
+
+
+@pytest.mark.usefixtures("_single_shards")
+def test_a_killed_worker_is_reported_with_what_helps(alone: tuple[Path, Path], tmp_path: Path) -> None:
+    def kill(done: int, of: int) -> None:
+        for worker in multiprocessing.active_children() if done else ():
+            worker.kill()
+
+    message = "one of the 2 processes was killed, probably for lack of memory; go on with fewer --processes"
+    with pytest.raises(CorpusError, match=message):
+        prepare_folder(alone[0], tmp_path, processes=2, progress=kill)
+
+
 @small_shards
 def test_what_killed_preparations_had_begun_is_removed_when_it_is_old(again: tuple[Path, Path]) -> None:
     root, output = again
@@ -605,9 +705,10 @@ def test_what_killed_preparations_had_begun_is_removed_when_it_is_old(again: tup
 def test_preparing_again_changes_no_file(again: tuple[Path, Path], alone: tuple[Path, Path]) -> None:
     root, output = again
     before = state(output / "audio")
-    prepare_folder(root, output, verify=True)
+    prepared = prepare_folder(root, output, verify=True)
     assert state(output / "audio") == before
     assert contents(output) == contents(alone[1])
+    assert (prepared.unused_files, prepared.unused_bytes) == (0, 0)
 
 
 @small_shards
@@ -630,12 +731,16 @@ def test_of_changed_audio_that_alone_is_decoded_again_and_one_sample_is_another_
     samples, _ = soundfile.read(root / "05.flac", dtype="int16")
     samples[1_000] ^= 1
     soundfile.write(root / "05.flac", samples, SAMPLE_RATE_HZ)
-    prepare_folder(root, output)
+    prepared = prepare_folder(root, output)
     after = state(output / "audio")
     assert len(after.keys() - before.keys()) == 2  # the samples of a shard, and their index
     assert {name: after[name] for name in before} == before
     np.testing.assert_array_equal(steps({u.id: u for u in read_manifest(output)}["05"]), samples)
     assert fingerprint(output) != fingerprint_before
+    unused = before.keys() - used_files(output)
+    assert len(unused) == 2
+    assert prepared.unused_files == 2
+    assert prepared.unused_bytes == sum((output / "audio" / name).stat().st_size for name in unused)
 
 
 @small_shards

@@ -44,6 +44,20 @@ def test_unlabelled_speech_is_the_files_that_are_there(root: Path) -> None:
     assert {(s.text, s.speaker, s.language, s.duration_seconds) for s in unlabelled} == {(None, "", "es", None)}
 
 
+def test_unlabelled_speech_of_the_sessions_of_dev_and_test_is_left_out(root: Path) -> None:
+    """Also where another session's name begins like it; a session that is in train too is still one of dev."""
+    folder = root / "unlabelled_data/es"
+    for number in range(3):  # that of train, of dev, of test
+        for session in (f"20131007-0900-PLENARY-{number}", f"20131007-0900-PLENARY-{number}0"):
+            (folder / "2013").mkdir(exist_ok=True)
+            shutil.copy(folder / "2019/20190114-0900-PLENARY_es_0.ogg", folder / f"2013/{session}_es_7.ogg")
+    names = {s.id for s in read(root, "es") if s.split == "unlabelled" and s.id.startswith("2013")}
+    assert names == {f"20131007-0900-PLENARY-{session}_es_7" for session in ("0", "00", "10", "20")}
+    table = root / "transcribed_data/es/asr_dev.tsv"
+    table.write_text(table.read_text().replace("PLENARY-1", "PLENARY-0"))
+    assert "20131007-0900-PLENARY-0_es_7" not in {s.id for s in read(root, "es")}
+
+
 @pytest.mark.parametrize(("part", "splits"), [("unlabelled_data", set(LABELLED)), ("transcribed_data", {"unlabelled"})])
 def test_either_part_is_enough(root: Path, part: str, splits: set[str]) -> None:
     shutil.rmtree(root / part)
@@ -72,8 +86,10 @@ def test_missing_tables_and_audio_are_listed(root: Path) -> None:
         list(read(root, "it"))
 
 
-@pytest.mark.parametrize(("old", "new"), [("\tdev\t", "\ttest\t"), ("\n2013", "\nPLENARY"), ("\n2013", "\n2013/")])
-def test_a_row_of_another_split_or_without_a_year_is_named(root: Path, old: str, new: str) -> None:
+@pytest.mark.parametrize(
+    ("old", "new"), [("\tdev\t", "\ttest\t"), ("\n2013", "\nPLENARY"), ("\n2013", "\n2013/"), ("-es_", "_")]
+)
+def test_a_row_of_another_split_or_without_a_year_or_a_session_is_named(root: Path, old: str, new: str) -> None:
     table = root / "transcribed_data/es/asr_dev.tsv"
     table.write_text(table.read_text().replace(old, new, 1))
     with pytest.raises(CorpusError, match=r"asr_dev\.tsv:2: must be of the split dev, with an id that begins with the"):

@@ -60,7 +60,7 @@ def text_finding(segment: Segment) -> Finding | None:
     letters = [c for c in segment.text if c.isalpha()]
     script = SCRIPTS.get(segment.language)
     if letters and script and not any(unicodedata.name(c, "").startswith(script) for c in letters):
-        detail = f"not a {script.title()} letter in {segment.text[:40]!r}, which is said to be {segment.language!r}"
+        detail = f"no {script.title()} letter in {segment.text[:40]!r}, which is said to be {segment.language!r}"
         return Finding("wrong_text", segment.id, str(segment.path), detail)
     return None
 

@@ -4,11 +4,12 @@ https://github.com/facebookresearch/voxpopuli leave it.
 The tables are read here: lhotse's recipe reads other files, the uncut sessions, and opens each. The scripts write no
 table of the unlabelled segments, so these are the files that are there. The scripts do not leave out the sessions that
 dev and test are from; the files of these are left out here, for dev and test must never be among unlabelled speech.
-The names tell: the transcribed SESSION-LANGUAGE_UTTERANCE is of the same session as the unlabelled SESSION_LANGUAGE_NUMBER.
+The names tell: SESSION-LANGUAGE_UTTERANCE of the tables is from the same session as SESSION_LANGUAGE_NUMBER.ogg.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from trainables.data.corpus import LABELLED, CorpusError
 
 TRANSCRIBED, UNLABELLED = "transcribed_data", "unlabelled_data"
 COLUMNS = ("id", "normalized_text", "speaker_id", "split")
+UTTERANCE = re.compile(r"(?P<session>\d{4}[^_/]*)-[a-z]{2}_[^/]+")
 NEEDS = (
     "transcribed_data/LANGUAGE/asr_{train,dev,test}.tsv and YEAR/*.ogg beside them, or "
     "unlabelled_data/LANGUAGE/YEAR/*.ogg, or both; with both, unlabelled files of a session that asr_dev.tsv or "
@@ -42,16 +44,16 @@ def read(root: Path, language: str | None) -> Iterator[Segment]:
     unlabelled = sorted((root / UNLABELLED / name).glob("*/*.ogg"))
     missing += [] if tables or unlabelled else [f"{UNLABELLED}/{name}/YEAR/*.ogg"]
     refuse_missing(root, missing, NEEDS)
-    held_out = set()
+    held_out: set[str] = set()
     for split, table in tables.items():
         for where, row in read_table(table, COLUMNS):
             utterance, speaker = row["id"], row["speaker_id"]
-            session = utterance.partition("_")[0].rpartition("-")[0]
-            if row["split"] != split or not session[:4].isdecimal() or "/" in utterance:
+            named = UTTERANCE.fullmatch(utterance)
+            if row["split"] != split or not named:
                 rule = f"must be of the split {split}, with an id that begins with the year, YEAR...-LANGUAGE_..."
                 raise CorpusError(f"{where}: {rule}; got split {row['split']!r}, id {utterance!r}: unpack again")
             path = transcribed / utterance[:4] / f"{utterance}.ogg"
-            held_out |= {session} if split != "train" else set()
+            held_out |= {named["session"]} if split != "train" else set()
             known = "" if speaker == "None" else speaker
             yield Segment(utterance, path, row["normalized_text"], split, known, name)
     for path in unlabelled:
