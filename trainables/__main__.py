@@ -102,8 +102,11 @@ def _train(stages: Sequence[Stage], storage: Path, device_name: str | None) -> i
 
 def _print(stage: Stage, report: Report) -> None:
     metrics = "  ".join(f"{name} {value:.4g}" for name, value in report.metrics.items())
-    speed = report.audio_seconds / report.elapsed_seconds
-    print(f"{stage.kind} {report.step}/{stage.steps}  {metrics}  ({speed:.0f} s of audio a second)", flush=True)
+    if stage.steps:
+        speed = report.audio_seconds / report.elapsed_seconds
+        print(f"{stage.kind} {report.step}/{stage.steps}  {metrics}  ({speed:.0f} s of audio a second)", flush=True)
+    else:
+        print(f"{stage.kind}  {metrics}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ So a study that searches the weight of the language model, or compares several, 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -55,15 +56,17 @@ def decode_stage(
     # A worker has as many threads as cores.
     processes = torch.get_num_threads() if frames > FRAMES_WORTH_PROCESSES * world_size() else 1
     metrics: dict[str, float] = {}
-    try:
-        with _search(stage, config, symbols, corpus.train, store).open(processes) as decode, autocast(stage, device):
-            for name, split in splits.items():
-                hypotheses = everywhere(_hypotheses(decode, model, split, device))
-                if rank() == 0:
-                    write_hypotheses(folder / f"hypotheses-{name}.jsonl", hypotheses)
-                metrics |= {f"{name}_{rate}_lm": value for rate, value in error_rates(hypotheses).items()}
-    except ValueError as error:  # of the language model's files
-        raise CorpusError(f"language model: {error}") from error
+    with contextlib.ExitStack() as stack:
+        try:
+            decode = stack.enter_context(_search(stage, config, symbols, corpus.train, store).open(processes))
+        except ValueError as error:  # of its files
+            raise CorpusError(f"language model: {error}") from error
+        stack.enter_context(autocast(stage, device))
+        for name, split in splits.items():
+            hypotheses = everywhere(_hypotheses(decode, model, split, device))
+            if rank() == 0:
+                write_hypotheses(folder / f"hypotheses-{name}.jsonl", hypotheses)
+            metrics |= {f"{name}_{rate}_lm": value for rate, value in error_rates(hypotheses).items()}
     seconds = time.monotonic() - started
     last = Report(
         step=0,
