@@ -230,8 +230,8 @@ def corpus(small_corpus: Path) -> Corpus:
     return corpus_of(small_corpus)
 
 
-def parts_of(corpus: Corpus, accumulation: int, batch_seconds: float = 13.0) -> list[Batch]:
-    """The parts of a global batch of a stream, which is the same for any number of parts: 7 utterances of 13 s."""
+def parts_of(corpus: Corpus, accumulation: int, batch_seconds: float = 16.0) -> list[Batch]:
+    """The parts of a global batch of a stream, which is the same for any number of parts: 7 utterances of 16 s."""
     stream = Stream(
         corpus.train,
         characters_of(corpus),
