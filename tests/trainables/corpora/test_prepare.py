@@ -34,6 +34,7 @@ from scipy.signal import resample_poly
 from tests.trainables.corpora.layouts import Recording, recordings, write_table
 from trainables.data.audio import waveform
 from trainables.data.config import SAMPLE_RATE_HZ, FolderConfig
+from trainables.data.corpora import audio_store
 from trainables.data.corpora import prepare as preparation
 from trainables.data.corpora.findings import Finding, FindingKind, Limits
 from trainables.data.corpora.folder import CORPUS
@@ -380,7 +381,7 @@ def test_too_long_a_file_is_refused_before_its_samples_are_read(whole: Mapping[s
     content[18:26] = (packed | 2**36 - 1).to_bytes(8, "big")
     path = tmp_path / "long.flac"
     path.write_bytes(content)
-    ((_, found),) = preparation._decoded([Segment("id", path, "uno", "train")], LIMITS)
+    ((_, found),) = audio_store.decoded([Segment("id", path, "uno", "train")], LIMITS)
     assert isinstance(found, Finding)
     assert (found.kind, found.detail) == ("too_long", f"{(2**36 - 1) / SAMPLE_RATE_HZ:.1f} s; at most 40 s")
 
@@ -469,7 +470,7 @@ def test_a_file_that_was_cut_short_is_never_stored(
     content = whole[suffix].read_bytes()
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(content[: int(share * len(content))])
-    ((_, found),) = preparation._decoded([Segment("id", path, "uno", "train")], LIMITS)
+    ((_, found),) = audio_store.decoded([Segment("id", path, "uno", "train")], LIMITS)
     assert isinstance(found, Finding)
 
 
@@ -493,7 +494,7 @@ def test_whatever_happens_to_a_file_it_is_stored_or_found(
     path = tmp_path_factory.getbasetemp() / f"corrupt{suffix}"
     path.write_bytes(content[: int(kept * len(content))])
     segment = Segment("id", path, "uno", "train", expected_seconds=soundfile.info(whole[suffix]).duration)
-    ((given, found),) = preparation._decoded([segment], LIMITS)
+    ((given, found),) = audio_store.decoded([segment], LIMITS)
     assert given == segment
     if isinstance(found, Finding):
         assert found.kind in get_args(FindingKind)
@@ -510,13 +511,14 @@ UTTERANCES = 40
 DRIVER = f"""
 import os, signal, sys
 from pathlib import Path
-from trainables.data.corpora import prepare as preparation
+from trainables.data.corpora import audio_store
+from trainables.data.corpora.prepare import prepare
 from trainables.data.corpora.folder import CORPUS
-preparation.SEGMENTS_A_SHARD = {SHARD}
+audio_store.SEGMENTS_A_SHARD = {SHARD}
 killed = sys.argv[3:] == ["killed"]
 print("ready", flush=True)
 sys.stdin.readline()
-preparation.prepare(
+prepare(
     CORPUS, "folder", Path(sys.argv[1]), Path(sys.argv[2]), processes=2 if killed else 1,
     progress=lambda done, of: os.kill(os.getpid(), signal.SIGKILL) if killed and done else None,
 )
@@ -577,7 +579,7 @@ def prepare_folder(root: Path, output: Path, **given: Any) -> Prepared:
 
 @pytest.fixture
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "SEGMENTS_A_SHARD", SHARD)
+    monkeypatch.setattr(audio_store, "SEGMENTS_A_SHARD", SHARD)
 
 
 small_shards = pytest.mark.usefixtures("_small_shards")
@@ -589,7 +591,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("alone")
     write_folder(folder / "corpus")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preparation, "SEGMENTS_A_SHARD", SHARD)
+        patch.setattr(audio_store, "SEGMENTS_A_SHARD", SHARD)
         prepare_folder(folder / "corpus", folder / "prepared")
     return folder / "corpus", folder / "prepared"
 
@@ -665,7 +667,7 @@ def test_two_preparations_at_once_make_what_one_makes(alone: tuple[Path, Path], 
 
 @pytest.fixture
 def _single_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "SEGMENTS_A_SHARD", 1)
+    monkeypatch.setattr(audio_store, "SEGMENTS_A_SHARD", 1)
 
 
 @pytest.mark.usefixtures("_single_shards")
@@ -694,7 +696,7 @@ def test_a_killed_worker_is_reported_with_what_helps(alone: tuple[Path, Path], t
 def test_what_killed_preparations_had_begun_is_removed_when_it_is_old(again: tuple[Path, Path]) -> None:
     root, output = again
     old, new = output / "audio" / ".0123.7.ab", output / "audio" / ".0123.8.cd"
-    for path, age in ((old, preparation.ABANDONED_SECONDS + 60), (new, preparation.ABANDONED_SECONDS - 60)):
+    for path, age in ((old, audio_store.ABANDONED_SECONDS + 60), (new, audio_store.ABANDONED_SECONDS - 60)):
         path.write_bytes(b"begun")
         os.utime(path, (time.time() - age,) * 2)
     prepare_folder(root, output)
