@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 # Read by Ray when it is imported or started. Metrics and dashboards of a cluster that lives as long as one command
 # only cost processes, and usage reports would leave the machine.
@@ -24,19 +23,6 @@ _QUIET = {
 # One unit of it exists on the node that runs the cluster's head, whatever else that node offers. Light drivers ask for
 # a sliver: they need no CPU, fit on a head without CPUs, and never compete with training.
 HEAD_SLIVER = {"node:__internal_head__": 0.0001}
-
-
-@dataclass(frozen=True)
-class GroupSize:
-    """What one worker group needs."""
-
-    workers: int
-    cpus_per_worker: int
-    gpus_per_worker: float
-
-
-class InfeasibleError(ValueError):
-    """The cluster can never hold what is asked for."""
 
 
 @contextmanager
@@ -61,30 +47,3 @@ def connect() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def groups_that_fit(size: GroupSize) -> int:
-    """How many groups the nodes of the cluster hold at once, if nothing else runs there.
-
-    Raises InfeasibleError when not even one fits.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    workers = sum(_workers_on(node, size) for node in nodes)
-    if workers < size.workers:
-        largest = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)))
-        raise InfeasibleError(
-            f"a worker group needs {size.workers} worker(s) of {size.cpus_per_worker} CPU(s) and "
-            f"{size.gpus_per_worker:g} GPU(s) each, and the cluster holds {workers}: {len(nodes)} node(s), the largest "
-            f"with {largest.get('CPU', 0):g} CPU(s) and {largest.get('GPU', 0):g} GPU(s); lower resources.workers, "
-            "resources.cpus_per_worker or resources.gpus_per_worker"
-        )
-    return workers // size.workers
-
-
-def _workers_on(node: dict[str, float], size: GroupSize) -> int:
-    by_cpu = int(node.get("CPU", 0) // size.cpus_per_worker)
-    if not size.gpus_per_worker:
-        return by_cpu
-    return min(by_cpu, int(node.get("GPU", 0) // size.gpus_per_worker))

@@ -32,6 +32,10 @@ class Distribution(Config):
         return None
 
     @abc.abstractmethod
+    def contains(self, value: Value) -> bool:
+        """Whether the value could be drawn."""
+
+    @abc.abstractmethod
     def probes(self) -> Sequence[Value]:
         """Values to try for validity: all of a finite distribution, the ends of an interval."""
 
@@ -45,6 +49,9 @@ class _Interval(Distribution):
         if not self.low < self.high:
             raise ValueError(f"low must be smaller than high, got low={self.low:g}, high={self.high:g}")
         return self
+
+    def contains(self, value: Value) -> bool:
+        return _is_number(value) and self.low <= float(value) <= self.high
 
     def probes(self) -> Sequence[Value]:
         return (self.low, self.high)
@@ -80,6 +87,9 @@ class IntUniform(Distribution):
     def values(self) -> Sequence[Value]:
         return range(self.low, self.high + 1, self.step)
 
+    def contains(self, value: Value) -> bool:
+        return _is_number(value) and value in self.values()
+
     def probes(self) -> Sequence[Value]:
         return (self.values()[0], self.values()[-1])
 
@@ -89,6 +99,9 @@ class _Choices(Distribution):
 
     def values(self) -> Sequence[Value]:
         return self.choices
+
+    def contains(self, value: Value) -> bool:
+        return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
 
     def probes(self) -> Sequence[Value]:
         return self.choices
@@ -104,6 +117,10 @@ class Grid(_Choices):
     """Every one of the choices: `search.trials` samples of the other parameters are drawn for each combination."""
 
     kind: Literal["grid"] = "grid"
+
+
+def _is_number(value: Value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 AnyDistribution = Annotated[Uniform | LogUniform | IntUniform | Categorical | Grid, Field(discriminator="kind")]

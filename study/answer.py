@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from study.convergence import Axis, spent_until
 from study.ledger import Ledger, Trial
+from study.pareto import front_probability, hypervolume_over_time, non_dominated, reference_point
 from study.spec import StudySpec
 from study.statistics import Mean, Ratio, mean_of, ratio_of_means
 
@@ -58,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Cell:
-    """One configuration of an arm: all its finished trials, which differ in the seed alone."""
+    """One configuration of an arm: a finished trial for each seed that it ran with."""
 
     arm: str
     point: dict[str, Any]  # without the seed
@@ -67,11 +68,43 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A configuration as several objectives see it."""
+
+    arm: str
+    point: dict[str, Any]  # without the seed
+    trials: list[Trial]
+    values: dict[str, list[float]]  # of each objective, with every seed
+    on_front: bool  # no other configuration of the study dominates its means
+    probability: float | None  # of being on the front; None: no configuration has several seeds
+
+    @property
+    def means(self) -> dict[str, Mean]:
+        return {objective: mean_of(values) for objective, values in self.values.items()}
+
+
+@dataclass(frozen=True)
+class Front:
+    """What several objectives, all minimised, leave to choose from."""
+
+    objectives: tuple[str, ...]  # the metric first
+    candidates: list[Candidate]  # in the order in which they were first tried
+    hypervolume: list[float]  # after each finished trial of the search, in the order in which they ended
+
+    @property
+    def best(self) -> list[Candidate]:
+        """The candidates on the front, best metric first."""
+        metric = self.objectives[0]
+        return sorted((c for c in self.candidates if c.on_front), key=lambda c: c.means[metric].estimate)
+
+
+@dataclass(frozen=True)
 class Answer:
     arms: list[ArmResult]
     comparisons: list[Comparison]
     sentences: list[str]
     cells: list[Cell]
+    front: Front | None  # None: the study has one objective
 
 
 def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
@@ -95,15 +128,60 @@ def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
 
 
 def cells(spec: StudySpec, ledger: Ledger) -> list[Cell]:
-    """The results of every configuration, over its seeds, in the order in which they were first tried."""
-    found: dict[str, list[Trial]] = {}
+    """The results of every configuration, over its seeds, in the order in which they were first tried.
+
+    A configuration that was proposed again with the same seed is the same training, and counts once.
+    """
+    found: dict[str, dict[int, Trial]] = {}
     for trial in ledger.trials(spec.study):
         if trial.status == "finished":
-            found.setdefault(json.dumps([trial.arm, _without_seed(trial)], sort_keys=True), []).append(trial)
-    return [
-        Cell(trials[0].arm, _without_seed(trials[0]), trials, _rates([ledger.final(t.study, t.trial) for t in trials]))
-        for trials in found.values()
+            key = json.dumps([trial.arm, _without_seed(trial)], sort_keys=True)
+            found.setdefault(key, {}).setdefault(trial.seed, trial)
+    return [_cell(ledger, list(by_seed.values())) for by_seed in found.values()]
+
+
+def _cell(ledger: Ledger, trials: list[Trial]) -> Cell:
+    finals = [ledger.final(t.study, t.trial) for t in trials]
+    return Cell(trials[0].arm, _without_seed(trials[0]), trials, _rates(finals))
+
+
+def front(spec: StudySpec, ledger: Ledger, found: Sequence[Cell]) -> Front | None:
+    """The Pareto front of the study's configurations; None where the study has one objective.
+
+    Trials that failed or were stopped, and those that did not measure every objective, have no part in it.
+    """
+    objectives = spec.search.objectives
+    if len(objectives) == 1:
+        return None
+    measured = [(cell, results) for cell in found if (results := _measured(ledger, cell, objectives))]
+    samples = [[values for _, values in results] for _, results in measured]
+    on_front = non_dominated([[statistics.fmean(values) for values in zip(*s, strict=True)] for s in samples])
+    probabilities = front_probability(samples)
+    candidates = [
+        Candidate(
+            arm=cell.arm,
+            point=cell.point,
+            trials=[trial for trial, _ in results],
+            values={name: [values[place] for _, values in results] for place, name in enumerate(objectives)},
+            on_front=index in on_front,
+            probability=probabilities[index] if probabilities else None,
+        )
+        for index, (cell, results) in enumerate(measured)
     ]
+    return Front(objectives, candidates, _search_hypervolume(result for _, results in measured for result in results))
+
+
+def _measured(ledger: Ledger, cell: Cell, objectives: Sequence[str]) -> list[tuple[Trial, list[float]]]:
+    """The final value of each objective, of the trials that have them all."""
+    finals = [(trial, ledger.final(trial.study, trial.trial)) for trial in cell.trials]
+    return [(t, [final[name] for name in objectives]) for t, final in finals if all(n in final for n in objectives)]
+
+
+def _search_hypervolume(results: Iterable[tuple[Trial, list[float]]]) -> list[float]:
+    """After each trial of the search, in the order in which they ended, up to the reference point of all of them."""
+    searched = [(trial, values) for trial, values in results if trial.origin == "search"]
+    points = [values for _, values in sorted(searched, key=lambda result: (result[0].ended_at or 0.0, result[0].trial))]
+    return hypervolume_over_time(points, reference_point(points)) if points else []
 
 
 def _without_seed(trial: Trial) -> dict[str, Any]:
@@ -136,7 +214,8 @@ def answer(spec: StudySpec, ledger: Ledger) -> Answer:
     of = {arm.arm: arm for arm in arms}
     comparisons = [_compare(of[arm], of[baseline]) for arm, baseline in spec.comparisons()]
     sentences = [_sentence(spec, comparison) for comparison in comparisons] or [_single(spec, arms[0])]
-    return Answer(arms, comparisons, sentences, cells(spec, ledger))
+    found = cells(spec, ledger)
+    return Answer(arms, comparisons, sentences, found, front(spec, ledger, found))
 
 
 def _compare(arm: ArmResult, baseline: ArmResult) -> Comparison:
@@ -218,6 +297,25 @@ def answer_as_dict(found: Answer) -> dict[str, Any]:
             }
             for c in found.comparisons
         ],
+        "front": _front_as_dict(found.front) if found.front else None,
+    }
+
+
+def _front_as_dict(found: Front) -> dict[str, Any]:
+    return {
+        "objectives": list(found.objectives),
+        "configurations": [
+            {
+                "arm": c.arm,
+                "point": c.point,
+                "trials": [t.trial for t in c.trials],
+                "objectives": {name: asdict(mean) for name, mean in c.means.items()},
+                "on_front": c.on_front,
+                "probability": c.probability,
+            }
+            for c in found.candidates
+        ],
+        "hypervolume": found.hypervolume,
     }
 
 
@@ -249,6 +347,27 @@ def rate_text(mean: Mean | None) -> str:
     if mean.low is None or mean.high is None:
         return f"{mean.estimate:.1%}"
     return f"{mean.estimate:.1%} ({100 * max(0.0, mean.low):.1f}-{100 * mean.high:.1f})"  # no rate is below zero
+
+
+def objective_name(objective: str) -> str:
+    """As a person reads it; `accelerator_hours` is `accelerator hours`."""
+    return metric_name(objective) if objective.startswith(("dev_", "test_")) else objective.replace("_", " ")
+
+
+def objective_text(objective: str, mean: Mean) -> str:
+    """With the interval, where there is one and its ends differ in three digits."""
+    if objective.startswith(("dev_", "test_")):
+        return rate_text(mean)
+    if objective == "parameters":
+        return f"{mean.estimate:,.0f}"  # the same with every seed
+    if mean.low is None or mean.high is None:
+        return f"{mean.estimate:.3g}"
+    low, high = f"{max(0.0, mean.low):.3g}", f"{mean.high:.3g}"  # neither time nor cost is below zero
+    return f"{mean.estimate:.3g} ({low}-{high})" if low != high else low
+
+
+def probability_text(probability: float | None) -> str:
+    return "unknown" if probability is None else f"{probability:.0%}"
 
 
 def _percentages(values: list[float]) -> str:

@@ -5,128 +5,292 @@ from __future__ import annotations
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.tune
 from ray.tune.experiment.trial import Trial as TuneTrial
+from ray.tune.search import Searcher
 
-from cluster.connect import HEAD_SLIVER, GroupSize, groups_that_fit
+from cluster.connect import HEAD_SLIVER
+from cluster.nodes import GroupSize, autoscales, groups_that_fit, possible_nodes, present_nodes, refuse_infeasible
+from study.garbage import fit
 from study.ledger import Ledger
-from study.search import StudySearcher
-from study.spec import StudySpec
+from study.search import Proposal, Search
+from study.spec import GpSampler, ResourcesSpec, StudySpec, TpeSampler
+from study.stopper import Stopper
+from study.stopping import budget_is_spent
 from study.watcher import Watcher
-from trainables.ray_train import News, start_worker_groups
-from trainables.stage import Report, Stage
+from trainables.ray_train import GroupSettings, GroupsState, News, start_worker_groups
+from trainables.stage import Report, Stage, StageKind
+from trainables.stage_process import Outcome
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
 
 LEASE_POLL_SECONDS = 1.0
+LOOK_SECONDS = 1.0  # between looks at the worker groups
+MISSING_SECONDS = 60.0  # between words about a group that does not start
+QUOTA_SECONDS = 30.0  # between looks at the disk
 
 
-def run_trials(spec: StudySpec, ledger: Ledger, watcher: Watcher) -> None:
-    """Run every trial that the ledger does not yet have. Needs a connection to Ray.
+def run_trials(spec: StudySpec, ledger: Ledger, run: str, watcher: Watcher) -> None:
+    """Run every trial that the ledger does not yet have, or until a budget is spent. Needs a connection to Ray.
 
-    Raises InfeasibleError before anything starts when the cluster cannot hold a worker group.
+    `run` is the name that the ledger gave this run. Raises InfeasibleError before anything starts when the cluster can
+    never hold a worker group.
     """
     wanted = spec.resources
-    size = GroupSize(wanted.workers, wanted.cpus_per_worker, wanted.gpus_per_worker)
-    fit = groups_that_fit(size)
-    num_groups = min(fit, wanted.max_groups or fit)
-    groups = start_worker_groups(spec.storage, size, num_groups, wanted.idle_seconds)
+    sizes = {group_size(wanted, stage.kind) for arm in spec.arms for stage in stages_of(spec.trial_config(arm))}
+    for size in sizes:
+        refuse_infeasible(size)
+    groups = start_worker_groups(
+        GroupSettings(spec.storage, wanted.max_groups, wanted.idle_seconds, dict(wanted.node_prices))
+    )
+    conductor = Conductor(spec, ledger, run, watcher, groups, sizes)
+    trainable = ray.tune.with_parameters(_run_trial, groups=groups, resources=wanted, storage=spec.storage)
+    tune(conductor, trainable, spec.storage)
+    if conductor.search.is_over:
+        ledger.end_study(spec.study)
+    elif conductor.budget_spent:
+        watcher.told(f"stopped: {conductor.budget_spent}; a larger budget goes on from the last checkpoints")
+
+
+def group_size(resources: ResourcesSpec, kind: StageKind) -> GroupSize:
+    """The size of the worker groups that run stages of this kind."""
+    group = resources.group(kind)
+    return GroupSize(group.workers, group.cpus_per_worker, group.gpus_per_worker)
+
+
+def tune(conductor: Conductor, trainable: Any, storage: Path) -> None:
+    """Run the conductor's trials with Ray Tune, each in a light process that holds no CPU."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the study at once: it resumes from checkpoints
-    trainable = ray.tune.with_parameters(_run_trial, groups=groups, storage=spec.storage)
-    tuner = ray.tune.Tuner(
+    ray.tune.Tuner(
         ray.tune.with_resources(trainable, ray.tune.PlacementGroupFactory([HEAD_SLIVER])),
-        tune_config=ray.tune.TuneConfig(
-            search_alg=StudySearcher(spec, ledger),
-            num_samples=-1,
-            max_concurrent_trials=num_groups,
-            reuse_actors=True,
-        ),
+        tune_config=ray.tune.TuneConfig(search_alg=_Proposals(conductor), num_samples=-1, reuse_actors=True),
         run_config=ray.tune.RunConfig(
-            name=f"{spec.study}-{time.time_ns()}",
-            storage_path=str(spec.storage / "ray"),
-            callbacks=[_Relay(spec.study, ledger, watcher)],
+            name=f"{conductor.spec.study}-{time.time_ns()}",
+            storage_path=str(storage / "ray"),
+            callbacks=[_Events(conductor)],
+            stop=_Budget(conductor),
             verbose=0,
         ),
-    )
-    tuner.fit()
+    ).fit()
 
 
-class _Relay(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
-    """Writes to the ledger what trials relay. It runs in the driver, so that curves have one writer."""
+class Conductor:
+    """Decides what runs and what stops, and writes to the ledger what trials relay: curves have one writer."""
 
-    def __init__(self, study: str, ledger: Ledger, watcher: Watcher) -> None:
-        self._study, self._ledger, self._watcher = study, ledger, watcher
+    def __init__(
+        self, spec: StudySpec, ledger: Ledger, run: str, watcher: Watcher, groups: Any, sizes: Collection[GroupSize]
+    ) -> None:
+        self.spec, self.ledger, self.search = spec, ledger, Search(spec, ledger)
+        self.budget_spent: str | None = None
+        self._run, self._watcher, self._groups, self._sizes = run, watcher, groups, sizes
+        self._running: dict[str, str] = {}  # trial -> fingerprint of the stage that it wants at present
+        self._stopper = Stopper(spec, ledger)
+        self._room, self._looked_at, self._told_at, self._fitted_at = 0, -LOOK_SECONDS, 0.0, 0.0
+
+    # ---- what runs ---------------------------------------------------------------------------------------------
+
+    def propose(self) -> Proposal | None:
+        """The next trial, when there is one and there is room for it."""
+        if not self._has_room():
+            return None
+        proposal = self.search.propose()
+        if proposal:
+            self._running[proposal.trial.trial] = proposal.stages[0].fingerprint()
+            self._stopper.add(proposal.trial, proposal.stages)
+        return proposal
+
+    def _has_room(self) -> bool:
+        """As many different stages run at a time as the cluster holds groups, which may change while the study runs.
+
+        A sampler that learns would learn nothing from trials that wait for the same stage: it proposes no more of them.
+        """
+        learns = isinstance(self.spec.search.sampler, TpeSampler | GpSampler)
+        most = self._room if learns else 2 * self._room + 2
+        return len(set(self._running.values())) < self._room and len(self._running) < most
+
+    # ---- what happens ------------------------------------------------------------------------------------------
+
+    def started(self, trial: str) -> None:
+        self._watcher.trial_started(trial)
+
+    def relayed(self, trial: str, stage: Stage, reports: list[Report]) -> None:
+        """Reports of a running trial, for the ledger and for early stopping."""
+        if trial not in self._running:
+            return  # it was stopped
+        self._running[trial] = stage.fingerprint()
+        self.ledger.append(stage.fingerprint(), reports)
+        for report in reports:
+            self._watcher.reported(trial, stage, report)
+        if (cause := self._stopper.stops(trial, stage, reports)) is not None:
+            ray.get(self._groups.stop.remote(trial))
+            self.ended(trial, "stopped", cause)
+
+    def ended(self, trial: str, status: Any, cause: str | None) -> None:
+        """The trial has ended. The first word counts; a study that stops leaves its trials unfinished."""
+        if self.budget_spent and status != "finished":
+            return
+        self._running.pop(trial, None)
+        if self.ledger.end_trial(self.spec.study, trial, status, cause):
+            self.search.ended(trial)
+            self._watcher.trial_ended(trial)
+            self._keep_quota()
+
+    def look(self) -> None:
+        """Account for what is spent, see what the cluster holds now, and tell when something does not start."""
+        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = time.monotonic()
+        state: GroupsState = ray.get(self._groups.state.remote())
+        self.ledger.set_spent(self._run, state.accelerator_seconds, state.cost)
+        self.budget_spent = budget_is_spent(self.spec.stop, self.ledger.spent(self.spec.study))
+        present = present_nodes()
+        fitting = max(groups_that_fit(size, possible_nodes(present)) for size in self._sizes)
+        room = fitting + 1 if autoscales(present) else max(1, fitting)
+        self._room = min(room, self.spec.resources.max_groups or room)
+        waits_long = state.starting_seconds > MISSING_SECONDS
+        if state.starting and waits_long and time.monotonic() - self._told_at > MISSING_SECONDS:
+            self._told_at = time.monotonic()
+            free = ray.available_resources()
+            self._watcher.told(
+                f"a worker group of {state.starting} has not started for {state.starting_seconds:.0f} s: free are "
+                f"{free.get('CPU', 0):g} CPU(s) and {free.get('GPU', 0):g} GPU(s) on {len(present)} node(s)"
+            )
+
+    def _keep_quota(self) -> None:
+        if self.spec.quota is not None and time.monotonic() - self._fitted_at > QUOTA_SECONDS:
+            self._fitted_at = time.monotonic()
+            fit(self.ledger, self.spec.storage, self.spec.quota)
+
+
+class _Proposals(Searcher):  # type: ignore[misc]  # Ray has no types
+    """The conductor as Tune's searcher. Nothing of it is saved: the ledger has everything."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        super().__init__()
+        self._conductor = conductor
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial as `{"trial": name, "config": resolved}`; None: ask again later; FINISHED: that is all."""
+        self._conductor.look()
+        proposal = None if self._conductor.budget_spent else self._conductor.propose()
+        if proposal:
+            return {"trial": proposal.trial.trial, "config": proposal.trial.config}
+        return Searcher.FINISHED if self._conductor.search.is_over else None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing to do: the conductor has it from the callback."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore."""
+
+
+class _Events(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
+    """What happens to Tune's trials, for the conductor. It runs in the driver."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune pickles its callbacks beside its results; there is nothing to keep."""
         return {}
 
+    def on_step_begin(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        self._conductor.look()
+
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._watcher.trial_started(trial.config["trial"])
+        self._conductor.started(trial.config["trial"])
 
     def on_trial_result(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         name = trial.config["trial"]
         if "stage" in result:
-            stage: Stage = result["stage"]
-            self._ledger.append(stage.fingerprint(), result["reports"])
-            for report in result["reports"]:
-                self._watcher.reported(name, stage, report)
+            self._conductor.relayed(name, result["stage"], result["reports"])
         if "status" in result:
-            self._end(name, result["status"], result["cause"])
+            self._conductor.ended(name, result["status"], result["cause"])
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        self._end(trial.config["trial"], "failed", "the trial ended without a result")
+        self._conductor.ended(trial.config["trial"], "failed", "the trial ended without a result")
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = str(trial.get_error() or "the trial's process died").strip().splitlines()
-        self._end(trial.config["trial"], "failed", lines[-1])
-
-    def _end(self, trial: str, status: Any, cause: str | None) -> None:
-        if self._ledger.end_trial(self._study, trial, status, cause):
-            self._watcher.trial_ended(trial)
+        self._conductor.ended(trial.config["trial"], "failed", lines[-1])
 
 
-def _run_trial(config: dict[str, Any], groups: Any, storage: Path) -> None:
+class _Budget(ray.tune.Stopper):  # type: ignore[misc]  # Ray has no types
+    """Ends Tune's run when a budget of the study is spent; unfinished trials keep their checkpoints."""
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._conductor.budget_spent is not None
+
+
+def _run_trial(config: dict[str, Any], groups: Any, resources: ResourcesSpec, storage: Path) -> None:
     """One trial, in a light process: its stages one after another, each trained by whichever group takes it."""
     store = StageStore(storage)
     for stage in stages_of(TrialConfig.model_validate(config["config"])):
-        cause = _run_stage(stage, store, groups, functools.partial(_relay, stage))
-        if cause is not None:
-            ray.tune.report({"status": "failed", "cause": f"{stage.kind}: {cause}"})
+        size, relay = group_size(resources, stage.kind), functools.partial(_relay, stage)
+        outcome = _run_stage(config["trial"], stage, store, groups, size, relay)
+        if outcome.status == "stopped":
+            return  # the driver, which stopped it, has recorded that
+        if outcome.status == "failed":
+            ray.tune.report({"status": "failed", "cause": f"{stage.kind}: {outcome.cause}"})
             return
     ray.tune.report({"status": "finished", "cause": None})
 
 
-def _run_stage(stage: Stage, store: StageStore, groups: Any, relay: Callable[[list[Report]], None]) -> str | None:
-    """See to it that the stage is in the store, relaying its whole curve. Returns the cause of a failure."""
+def _run_stage(
+    trial: str,
+    stage: Stage,
+    store: StageStore,
+    groups: Any,
+    size: GroupSize,
+    relay: Callable[[list[Report]], None],
+) -> Outcome:
+    """See to it that the stage is in the store, relaying its whole curve."""
     lease = store.lease(stage)
     while True:
         if result := store.result(stage):
             relay(list(result.reports))
-            return None
+            return Outcome("finished")
         if lease.held_by_another():  # wait here: a trial holds no accelerator
             time.sleep(LEASE_POLL_SECONDS)
             continue
-        ray.get(groups.submit.remote(stage))
-        seen = 0
-        while True:
-            news: News = ray.get(groups.follow.remote(stage.fingerprint(), seen))
-            if news.reports:
-                relay(news.reports)
-                seen += len(news.reports)
-            if news.outcome:
-                break
-        if news.outcome.status == "failed":
-            return news.outcome.cause
-        if news.outcome.status == "finished":
-            return None
+        ray.get(groups.submit.remote(stage, size, trial))
+        outcome = _follow(trial, stage, groups, relay)
+        if outcome.status != "busy":
+            return outcome
+
+
+def _follow(trial: str, stage: Stage, groups: Any, relay: Callable[[list[Report]], None]) -> Outcome:
+    """Relay what the stage reports until it has ended."""
+    seen = 0
+    while True:
+        news: News = ray.get(groups.follow.remote(stage.fingerprint(), trial, seen))
+        if news.reports:
+            relay(news.reports)
+            seen += len(news.reports)
+        if news.outcome:
+            return news.outcome
 
 
 def _relay(stage: Stage, reports: list[Report]) -> None:

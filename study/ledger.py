@@ -10,20 +10,22 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from trainables.stage import Report, Stage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-Status = Literal["unfinished", "finished", "failed"]
+Status = Literal["unfinished", "finished", "failed", "stopped"]  # stopped: early, by comparison with others
 Origin = Literal["search", "replication"]
+
+_MEASURED = ("parameters", "real_time_factor")  # fields of a report that are metrics here
 
 _metadata = sa.MetaData()
 
@@ -36,6 +38,17 @@ _studies = sa.Table(
     sa.Column("environment", sa.JSON, nullable=False),  # versions, data hashes
     sa.Column("created_at", sa.Float, nullable=False),  # Unix time, as every *_at
     sa.Column("updated_at", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),  # when it had nothing more to run; None: it is running, or was interrupted
+)
+_runs = sa.Table(
+    "runs",
+    _metadata,  # each time that the study ran, and what that took
+    sa.Column("run", sa.String, primary_key=True),
+    sa.Column("study", sa.ForeignKey("studies.study"), nullable=False),
+    sa.Column("started_at", sa.Float, nullable=False),
+    sa.Column("seen_at", sa.Float, nullable=False),
+    sa.Column("accelerator_seconds", sa.Float, nullable=False),
+    sa.Column("cost", sa.Float, nullable=False),
 )
 _trials = sa.Table(
     "trials",
@@ -50,9 +63,10 @@ _trials = sa.Table(
     sa.Column("config", sa.JSON, nullable=False),  # fully resolved
     sa.Column("seed", sa.Integer, nullable=False),
     sa.Column("status", sa.String, nullable=False),
-    sa.Column("cause", sa.String),  # of a failure
+    sa.Column("cause", sa.String),  # of a failure, or of an early stop
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),
+    sa.Column("sampler_state", sa.JSON),  # what the sampler notes with a trial, such as its generation
 )
 _stages = sa.Table(
     "stages",
@@ -86,6 +100,16 @@ _points = sa.Table(
     sa.Column("reported_at", sa.Float, nullable=False),
     sa.UniqueConstraint("stage", "step", "metric"),
 )
+_evaluations = sa.Table(
+    "evaluations",
+    _metadata,  # what early stopping was told, in its order
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("study", sa.String, nullable=False),
+    sa.Column("trial", sa.String, nullable=False),
+    sa.Column("progress", sa.Float, nullable=False),
+    sa.Column("objectives", sa.JSON, nullable=False),
+    sa.UniqueConstraint("study", "trial", "progress"),
+)
 _mirrored = sa.Table(
     "mirrored",
     _metadata,  # how far the MLflow mirror has come
@@ -114,6 +138,25 @@ class Trial:
     cause: str | None
     started_at: float
     ended_at: float | None
+    sampler_state: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What early stopping was told of a trial: values to minimise, at a share of its labelled training."""
+
+    trial: str
+    progress: float
+    objectives: list[float]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What all runs of a study took so far."""
+
+    wall_seconds: float
+    accelerator_seconds: float
+    cost: float
 
 
 @dataclass(frozen=True)
@@ -156,6 +199,10 @@ class Ledger:
             version = db.scalar(sa.select(_schema.c.version))
             if version is None:
                 db.execute(self._insert_once(_schema).values(version=SCHEMA_VERSION))
+            elif version == 1:
+                db.execute(sa.text("ALTER TABLE studies ADD COLUMN ended_at FLOAT"))
+                db.execute(sa.text("ALTER TABLE trials ADD COLUMN sampler_state JSON"))
+                db.execute(sa.update(_schema).values(version=SCHEMA_VERSION))
             elif version != SCHEMA_VERSION:
                 raise LedgerError(f"{url} has schema version {version}; this program reads {SCHEMA_VERSION}")
 
@@ -177,13 +224,32 @@ class Ledger:
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
-    def open_study(self, study: str, spec: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Record the study, or that it runs again."""
-        now = time.time()
-        row = {"spec": dict(spec), "environment": dict(environment), "updated_at": now}
+    def open_study(self, study: str, spec: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
+        """Record the study, or that it runs again. Returns the name of this run."""
+        now, run = time.time(), uuid.uuid4().hex
+        row = {"spec": dict(spec), "environment": dict(environment), "updated_at": now, "ended_at": None}
         with self._engine.begin() as db:
             db.execute(self._insert_once(_studies).values(study=study, created_at=now, **row))
             db.execute(sa.update(_studies).where(_studies.c.study == study).values(**row))
+            spent = {"started_at": now, "seen_at": now, "accelerator_seconds": 0.0, "cost": 0.0}
+            db.execute(sa.insert(_runs).values(run=run, study=study, **spent))
+        return run
+
+    def end_study(self, study: str) -> None:
+        """Record that the study has nothing more to run."""
+        with self._engine.begin() as db:
+            db.execute(sa.update(_studies).where(_studies.c.study == study).values(ended_at=time.time()))
+
+    def set_spent(self, run: str, accelerator_seconds: float, cost: float) -> None:
+        """Record what the run took so far."""
+        row = {"seen_at": time.time(), "accelerator_seconds": accelerator_seconds, "cost": cost}
+        with self._engine.begin() as db:
+            db.execute(sa.update(_runs).where(_runs.c.run == run).values(**row))
+
+    def add_evaluation(self, study: str, evaluation: Evaluation) -> None:
+        """Record what early stopping is told, before it is told. What is there already stays as it is."""
+        with self._engine.begin() as db:
+            db.execute(self._insert_once(_evaluations).values(study=study, **asdict(evaluation)))
 
     def add_trial(
         self,
@@ -198,11 +264,16 @@ class Ledger:
         config: Mapping[str, Any],
         seed: int,
         stages: Sequence[Stage],
+        sampler_state: Mapping[str, Any] | None = None,
+        status: Status = "unfinished",
+        cause: str | None = None,
     ) -> None:
         """Record a trial, before it starts, and the stages that it will run.
 
-        A trial that is there keeps its row, and gets these stages.
+        A trial that is there keeps its row, and gets these stages. With another `status`, it has ended already: an
+        equal trial has run.
         """
+        now = time.time()
         with self._engine.begin() as db:
             db.execute(
                 self._insert_once(_trials).values(
@@ -215,8 +286,11 @@ class Ledger:
                     point=dict(point),
                     config=dict(config),
                     seed=seed,
-                    status="unfinished",
-                    started_at=time.time(),
+                    status=status,
+                    cause=cause,
+                    started_at=now,
+                    ended_at=None if status == "unfinished" else now,
+                    sampler_state=dict(sampler_state) if sampler_state else None,
                 )
             )
             mine = (_trial_stages.c.study == study) & (_trial_stages.c.trial == trial)
@@ -234,9 +308,10 @@ class Ledger:
     def append(self, stage: str, reports: Iterable[Report]) -> None:
         """Add reports to the curve of a stage. What is there already stays as it is."""
         rows = [
-            {"stage": stage, "metric": metric, "value": value, **report.model_dump(exclude={"metrics"})}
+            {"stage": stage, "metric": metric, "value": value, **cost}
             for report in reports
-            for metric, value in report.metrics.items()
+            for cost in [report.model_dump(exclude={"metrics", *_MEASURED})]
+            for metric, value in _values(report)
         ]
         if rows:
             with self._engine.begin() as db:
@@ -288,6 +363,36 @@ class Ledger:
             raise LedgerError(f"no study {study!r} in {self.url}; known: {', '.join(sorted(known)) or 'none'}")
         return known[study]
 
+    def is_over(self, study: str) -> bool:
+        """Whether the study had nothing more to run when it ended."""
+        return self.study(study)["ended_at"] is not None
+
+    def spent(self, study: str) -> Spent:
+        """What all runs of the study took, as far as each was seen."""
+        run = _runs.c
+        sums = (sa.func.sum(run.seen_at - run.started_at), sa.func.sum(run.accelerator_seconds), sa.func.sum(run.cost))
+        with self._engine.connect() as db:
+            found = db.execute(sa.select(*sums).where(run.study == study)).one()
+        return Spent(*(float(value or 0.0) for value in found))
+
+    def evaluations(self, study: str) -> list[Evaluation]:
+        """What early stopping was told, in its order."""
+        with self._engine.connect() as db:
+            query = sa.select(_evaluations).where(_evaluations.c.study == study).order_by(_evaluations.c.id)
+            return [Evaluation(row.trial, row.progress, row.objectives) for row in db.execute(query)]
+
+    def count(self, study: str) -> dict[Status, int]:
+        """Number of trials of each status."""
+        with self._engine.connect() as db:
+            query = sa.select(_trials.c.status, sa.func.count()).where(_trials.c.study == study)
+            found: dict[Status, int] = dict.fromkeys(get_args(Status), 0)
+            return found | {row.status: row[1] for row in db.execute(query.group_by(_trials.c.status))}
+
+    def trial(self, study: str, trial: str) -> Trial:
+        with self._engine.connect() as db:
+            query = sa.select(_trials).where(_trials.c.study == study, _trials.c.trial == trial)
+            return Trial(**db.execute(query).mappings().one())
+
     def trials(self, study: str) -> list[Trial]:
         with self._engine.connect() as db:
             query = sa.select(_trials).where(_trials.c.study == study)
@@ -328,12 +433,14 @@ class Ledger:
         """The results of the trial: the last value of each metric of its last stage, and of decoding after it.
 
         Where that stage kept its best weights, its results on dev are those of the weights that it kept.
+        `accelerator_hours` are those of all stages, shared ones included.
         """
-        stages = self.trial_stages(study, trial)
-        trained = [stage for stage in stages if stage["kind"] != "decode"]
-        decoded = [stage for stage in stages if stage["kind"] == "decode"]
-        rows = [row for stage in (*trained[-1:], *decoded) for row in self._points_of(stage["stage"])]
-        last = {row["metric"]: row["value"] for row in rows}
+        stages = [(stage["kind"], self._points_of(stage["stage"])) for stage in self.trial_stages(study, trial)]
+        trained = [rows for kind, rows in stages if kind != "decode"]
+        decoded = [rows for kind, rows in stages if kind == "decode"]
+        last = {row["metric"]: row["value"] for rows in (*trained[-1:], *decoded) for row in rows}
+        if trained and trained[-1]:
+            last["accelerator_hours"] = sum(rows[-1]["accelerator_seconds"] for _, rows in stages if rows) / 3600
         return last | {m.removeprefix("kept_"): v for m, v in last.items() if m.startswith("kept_dev_")}
 
     def ranked(self, trials: Iterable[Trial], metric: str) -> list[Trial]:
@@ -348,6 +455,15 @@ class Ledger:
                 _mirrored.c.server == server, _mirrored.c.study == study, _mirrored.c.trial == trial
             )
             return {row.stage: row.point for row in db.execute(query)}
+
+
+def _values(report: Report) -> Iterator[tuple[str, float]]:
+    """The metrics of a report, and what it says of the model's cost."""
+    yield from report.metrics.items()
+    for name in _MEASURED:
+        value = getattr(report, name)
+        if value is not None:
+            yield name, float(value)
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:

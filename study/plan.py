@@ -25,7 +25,8 @@ from search_spaces.space import (
     size,
     with_conditions,
 )
-from study.spec import StudySpec, trials_of
+from study.constraints import violated
+from study.spec import ConstraintsSpec, StudySpec, trials_of
 from trainables.decoding.files import missing
 from trainables.stage import Stage
 from trainables.trial import absent, corpora_of, stages_of
@@ -124,7 +125,15 @@ def make_plan(spec: StudySpec) -> Plan:
 
 def search_trials(spec: StudySpec, arm: str) -> int:
     """Trials of the arm's search: for each combination of its grid, `search.trials` samples of what is not a grid."""
-    return len(grid_points(spec.arms[arm].space)) * _samples(spec, arm)
+    return len(grid_of(spec, arm)) * samples(spec, arm)
+
+
+def grid_of(spec: StudySpec, arm: str) -> list[Point]:
+    """The combinations of the arm's grid; where nothing else is searched, those that meet the constraints."""
+    points, constraints = grid_points(spec.arms[arm].space), spec.search.constraints
+    if sampled(spec.arms[arm].space) or constraints == ConstraintsSpec():
+        return points
+    return [point for point in points if not violated(constraints, stages_of(spec.trial_config(arm, point)))]
 
 
 def fresh_seeds(spec: StudySpec, arm: str) -> range:
@@ -134,7 +143,8 @@ def fresh_seeds(spec: StudySpec, arm: str) -> range:
     return range(max(seeds) + 1, max(seeds) + 1 + spec.replication.seeds)
 
 
-def _samples(spec: StudySpec, arm: str) -> int:
+def samples(spec: StudySpec, arm: str) -> int:
+    """Search trials for each combination of the arm's grid."""
     return spec.search.trials if sampled(spec.arms[arm].space) else 1
 
 
@@ -202,8 +212,8 @@ def _tally_stage(tally: _Tally, spec: StudySpec, arm: str, index: int) -> None:
 
     grids = [path for path, distribution in deciding.items() if isinstance(distribution, Grid)]
     trials = Counter[tuple[tuple[str, Value], ...]]()  # of each combination of the grids that decide the stage
-    for grid_point in grid_points(at.space):
-        trials[tuple((path, grid_point[path]) for path in grids if path in grid_point)] += _samples(spec, arm)
+    for grid_point in grid_of(spec, arm):
+        trials[tuple((path, grid_point[path]) for path in grids if path in grid_point)] += samples(spec, arm)
     searched: Stages = {}
     for grid, number in trials.items():
         candidates = possible(dict(grid))

@@ -24,8 +24,9 @@ def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
     if known is None:
         return
     before, now = StudySpec.model_validate(known["spec"]), spec
-    changed = [name for name in ("trial", "arms") if getattr(before, name) != getattr(now, name)]
-    searched = ("metric", "sampler", "seed")
+    decisive = ("trial", "arms", "early_stopping")
+    changed = [name for name in decisive if getattr(before, name) != getattr(now, name)]
+    searched = ("metric", "also_minimise", "sampler", "constraints", "warm_start", "seed")
     changed += [f"search.{name}" for name in searched if getattr(before.search, name) != getattr(now.search, name)]
     if known["environment"]["data"] != data_hashes(spec):
         changed.append("the content of the corpus or the language model")

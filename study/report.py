@@ -6,7 +6,7 @@ import html
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,10 +17,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from study.answer import AXES, Answer, answer, by_decoding, metric_name, rate_text, shown_rates
+from search_spaces.space import AnyDistribution, Categorical, Grid, IntUniform, LogUniform
+from study.answer import (
+    AXES,
+    Answer,
+    Front,
+    answer,
+    by_decoding,
+    metric_name,
+    objective_name,
+    objective_text,
+    probability_text,
+    rate_text,
+    shown_rates,
+)
 from study.convergence import Axis
-from study.ledger import CurvePoint, Ledger
+from study.ledger import CurvePoint, Ledger, Trial
+from study.pareto import non_dominated
 from study.spec import StudySpec, without_passwords
 from study.terminal import duration, percent, point_text
 
@@ -32,20 +48,37 @@ UNITS: dict[Axis, tuple[str, float]] = {
 }
 
 
-def write_report(spec: StudySpec, ledger: Ledger) -> Path:
-    """Write `report.html`, `convergence.svg` and `convergence.png`; returns the HTML file."""
+Importance = Mapping[str, Mapping[str, float]]  # arm -> searched path -> share of the variation that it explains
+
+
+def write_report(spec: StudySpec, ledger: Ledger, importance: Importance | None = None) -> Path:
+    """Write `report.html`, and each of its figures as SVG and PNG; returns the HTML file.
+
+    The figures are `convergence`, with several objectives `pareto`, and where arms were searched `slices`.
+    """
     folder = report_folder(spec.storage, spec.study)
     folder.mkdir(parents=True, exist_ok=True)
     found = answer(spec, ledger)
-    figure = convergence_figure(spec, ledger, found)
-    svg = io.StringIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
-    (folder / "convergence.svg").write_text(svg.getvalue(), encoding="utf-8")
-    figure.savefig(folder / "convergence.png", dpi=150)
-    plt.close(figure)
+    figures = {"convergence": convergence_figure(spec, ledger, found)}
+    if found.front and found.front.candidates:
+        figures["pareto"] = pareto_figure(spec, found.front)
+    if searched := _searched(spec, ledger):
+        figures["slices"] = slices_figure(spec, searched)
+    drawn = {name: _save(figure, folder / name) for name, figure in figures.items()}
     page = folder / "report.html"
-    page.write_text(_page(spec, ledger, found, svg.getvalue()), encoding="utf-8")
+    page.write_text(_page(spec, ledger, found, importance or {}, drawn), encoding="utf-8")
     return page
+
+
+def _save(figure: Figure, path: Path) -> str:
+    """Write the figure as SVG and PNG, and close it; returns the SVG element."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(path.with_suffix(".png"), dpi=150)
+    plt.close(figure)
+    svg = buffer.getvalue()
+    path.with_suffix(".svg").write_text(svg, encoding="utf-8")
+    return svg[svg.index("<svg") :]
 
 
 def report_folder(storage: Path, study: str) -> Path:
@@ -91,6 +124,11 @@ def _lines() -> Iterator[tuple[str, str]]:
     return ((colour, style) for style in itertools.cycle(("-", "--", ":")) for colour in COLOURS)
 
 
+def _dots() -> Iterator[tuple[str, str]]:
+    """Colour and marker of each arm's dots: when the colours are used up, squares follow, then triangles."""
+    return ((colour, marker) for marker in itertools.cycle("os^") for colour in COLOURS)
+
+
 def _xy(curve: Sequence[CurvePoint], axis: Axis, unit: float) -> tuple[np.ndarray, np.ndarray]:
     return (np.array([getattr(p, axis) / unit for p in curve]), np.array([100 * p.value for p in curve]))
 
@@ -105,7 +143,118 @@ def _band(panel: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], colour: 
         panel.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
 
 
-def _page(spec: StudySpec, ledger: Ledger, found: Answer, svg: str) -> str:
+def pareto_figure(spec: StudySpec, front: Front) -> Figure:
+    """The metric against each further objective, a dot for each configuration; last, the hypervolume over trials."""
+    metric, *costs = front.objectives
+    figure, panels = plt.subplots(1, len(costs) + 1, figsize=(3.8 * (len(costs) + 1), 4), layout="constrained")
+    looks = dict(zip(spec.arms, _dots(), strict=False))
+    for panel, cost in zip(panels, costs, strict=False):
+        _front_panel(panel, front, metric, cost, looks)
+    _hypervolume_panel(panels[-1], front.hypervolume)
+    for panel in panels:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    legend = [
+        Line2D([], [], color=colour, marker=marker, linestyle="", label=arm) for arm, (colour, marker) in looks.items()
+    ]
+    figure.legend(handles=legend, frameon=False, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _front_panel(panel: Axes, front: Front, metric: str, cost: str, looks: Mapping[str, tuple[str, str]]) -> None:
+    means = []
+    for candidate in front.candidates:
+        colour, marker = looks[candidate.arm]
+        x, y = np.array(candidate.values[cost]), 100 * np.array(candidate.values[metric])
+        means.append((float(x.mean()), float(y.mean())))
+        panel.errorbar(
+            x.mean(),
+            y.mean(),
+            xerr=[[x.mean() - x.min()], [x.max() - x.mean()]],
+            yerr=[[y.mean() - y.min()], [y.max() - y.mean()]],
+            color=colour,
+            marker=marker,
+            markerfacecolor=colour if candidate.on_front else "white",
+            alpha=1.0 if candidate.on_front else 0.5,
+            linewidth=0.8,
+        )
+    steps = np.array(sorted(means[index] for index in non_dominated(means)))
+    panel.step(*steps.T, where="post", color="black", linewidth=0.8, zorder=1)
+    panel.set_xlabel(objective_name(cost))
+    panel.set_ylabel(f"{metric_name(metric)}, %")
+    if max(x for x, _ in means) > 10 * min(x for x, _ in means) > 0:
+        panel.set_xscale("log")
+    if cost == "parameters":
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _hypervolume_panel(panel: Axes, volumes: Sequence[float]) -> None:
+    share = [100 * volume / volumes[-1] for volume in volumes]
+    panel.step(range(1, len(share) + 1), share, where="post", color="black", linewidth=1, marker=".")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_xlabel("finished trials of the search")
+    panel.set_ylabel("hypervolume, % of the last")
+    panel.set_ylim(bottom=0)
+
+
+def _searched(spec: StudySpec, ledger: Ledger) -> dict[str, list[tuple[Trial, float]]]:
+    """Search trials that finished or were stopped, with their metric, of each searched arm with two finished ones."""
+    metric = spec.search.metric
+    found: dict[str, list[tuple[Trial, float]]] = {name: [] for name, arm in spec.arms.items() if arm.space}
+    for trial in ledger.trials(spec.study):
+        if trial.arm in found and trial.origin == "search" and trial.status in ("finished", "stopped"):
+            final = ledger.final(spec.study, trial.trial)
+            if metric in final:
+                found[trial.arm].append((trial, final[metric]))
+    return {arm: trials for arm, trials in found.items() if sum(t.status == "finished" for t, _ in trials) > 1}
+
+
+def slices_figure(spec: StudySpec, searched: Mapping[str, Sequence[tuple[Trial, float]]]) -> Figure:
+    """The metric against each searched value: a row for each arm, a panel for each path."""
+    columns = max(len(spec.arms[arm].space) for arm in searched)
+    size = (max(5.0, 2.8 * columns), 2.2 * len(searched))
+    figure, grid = plt.subplots(len(searched), columns, figsize=size, squeeze=False, sharey="row", layout="constrained")
+    colours = {arm: colour for arm, (colour, _) in zip(spec.arms, _dots(), strict=False)}
+    for row, (arm, trials) in zip(grid, searched.items(), strict=True):
+        space = spec.arms[arm].space
+        for panel, path in zip(row, space, strict=False):
+            _slice(panel, space[path], path, trials, colours[arm])
+        for panel in row[len(space) :]:
+            panel.set_axis_off()
+        row[0].set_ylabel(f"{arm}\n{metric_name(spec.search.metric)}, %", fontsize=8)
+    return figure
+
+
+def _slice(
+    panel: Axes, distribution: AnyDistribution, path: str, trials: Sequence[tuple[Trial, float]], colour: str
+) -> None:
+    """A dot for each trial that has the path; hollow where it was stopped."""
+    choices = distribution.choices if isinstance(distribution, Categorical | Grid) else None
+    for trial, value in trials:
+        if path in trial.point:
+            x = choices.index(trial.point[path]) if choices else trial.point[path]
+            face = colour if trial.status == "finished" else "none"
+            panel.scatter(x, 100 * value, s=16, facecolors=face, edgecolors=colour, linewidths=0.8, clip_on=False)
+    if choices:
+        names = [_shortened(str(choice)) for choice in choices]
+        panel.set_xticks(range(len(names)), names, rotation=90 if len("".join(names)) > 30 else 0)
+        panel.set_xlim(-0.5, len(choices) - 0.5)
+    elif isinstance(distribution, LogUniform):
+        panel.set_xscale("log")
+        panel.set_xlim(distribution.low, distribution.high)
+    elif isinstance(distribution, IntUniform):
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    panel.set_xlabel(path, fontsize=7)
+    panel.tick_params(labelsize=7)
+    panel.grid(alpha=0.25)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 14 else f"{name[:13]}…"
+
+
+def _page(spec: StudySpec, ledger: Ledger, found: Answer, importance: Importance, figures: Mapping[str, str]) -> str:
     study = ledger.study(spec.study)
     environment = study["environment"]
     ran_at = datetime.fromtimestamp(study["updated_at"], UTC)
@@ -113,13 +262,15 @@ def _page(spec: StudySpec, ledger: Ledger, found: Answer, svg: str) -> str:
         f"<h1>{_text(spec.question)}</h1>",
         f"<p class=answer>{'<br>'.join(map(_text, found.sentences))}</p>",
         f"<p class=note>Study <b>{_text(spec.study)}</b>, last run {ran_at:%Y-%m-%d %H:%M} UTC.</p>",
-        f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_caption(found)}</figcaption></figure>",
+        _figure(figures["convergence"], _caption(found)),
         "<h2>Results of each arm</h2>",
         _rate_table(found),
         f"<h2>Cost until a {_text(metric_name(spec.convergence.metric))} of {spec.convergence.target:.0%}</h2>",
         _convergence_table(found),
         _comparison_table(found),
+        *_front_sections(found.front, figures),
         *_cell_sections(found),
+        *_importance_sections(spec, importance, figures),
         "<h2>Trials</h2>",
         _trial_table(spec, ledger),
         "<h2>Data</h2>",
@@ -169,6 +320,57 @@ def _cell_sections(found: Answer) -> list[str]:
     note = "<p class=note>Mean over all seeds, with the 95 % interval of Student's t where there are several.</p>"
     table = _table(["arm", "searched values", "seeds", "decoding", *map(metric_name, shown)], rows)
     return ["<h2>Results of each configuration</h2>", table + note]
+
+
+def _front_sections(front: Front | None, figures: Mapping[str, str]) -> list[str]:
+    """The Pareto front, where the study has several objectives."""
+    if not front:
+        return []
+    title = "<h2>Pareto front</h2>"
+    if not front.candidates:
+        return [title, "<p>No finished trial has measured all objectives.</p>"]
+    rows = [
+        [
+            candidate.arm,
+            point_text(candidate.point) or "-",
+            str(len(candidate.trials)),
+            *(objective_text(name, mean) for name, mean in candidate.means.items()),
+            probability_text(candidate.probability),
+        ]
+        for candidate in front.best
+    ]
+    head = ["arm", "searched values", "seeds", *map(objective_name, front.objectives), "probability"]
+    return [title, _figure(figures["pareto"], _FRONT_CAPTION), _table(head, rows) + _FRONT_NOTE]
+
+
+def _importance_sections(spec: StudySpec, importance: Importance, figures: Mapping[str, str]) -> list[str]:
+    """How the metric depends on the searched values, where arms were searched."""
+    estimated = any(importance.values())
+    if not estimated and "slices" not in figures:
+        return []
+    metric = _text(metric_name(spec.search.metric))
+    sections = ["<h2>Importance of the searched values</h2>"]
+    if estimated:
+        sections.append(_importance_table(importance))
+        sections.append(
+            f"<p class=note>Share of the variation of the {metric} between an arm's trials that each value explains "
+            "(fANOVA). With few trials it is a rough estimate.</p>"
+        )
+    if "slices" in figures:
+        sections.append(_figure(figures["slices"], _SLICES_CAPTION))
+    return sections
+
+
+def _importance_table(importance: Importance) -> str:
+    """The shares of each arm as bars, the greatest first."""
+    rows = [
+        f"<tr><td>{_text(arm)}</td><td>{_text(path)}</td>"
+        f"<td><div class=bar style='width:{10 * share:.2f}rem'></div></td><td>{share:.0%}</td></tr>"
+        for arm, shares in importance.items()
+        for path, share in sorted(shares.items(), key=lambda item: -item[1])
+    ]
+    head = "<tr><th>arm</th><th>searched value</th><th colspan=2>importance</th></tr>"
+    return f"<div class=wide><table>{head}{''.join(rows)}</table></div>"
 
 
 def _convergence_table(found: Answer) -> str:
@@ -222,6 +424,10 @@ def _trial_table(spec: StudySpec, ledger: Ledger) -> str:
     return _table(head, rows)
 
 
+def _figure(svg: str, caption: str) -> str:
+    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     def line(tag: str, cells: Sequence[object]) -> str:
         return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
@@ -232,6 +438,18 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def _text(value: object) -> str:
     return html.escape(str(value))
 
+
+_FRONT_CAPTION = (
+    "A dot for each configuration: mean over its seeds, bars from the lowest to the highest seed. Filled: on the front "
+    "of all objectives. The line joins what no other beats in the two objectives of its panel. Last: the volume that "
+    "the trials so far dominate, all objectives together."
+)
+_FRONT_NOTE = (
+    "<p class=note>Mean over all seeds, with the 95 % interval of Student's t where there are several. Probability: "
+    "how often no other configuration dominates this one when the seeds are drawn again (bootstrap); the noise of a "
+    "single seed is taken from the configurations with several, and is unknown where there are none.</p>"
+)
+_SLICES_CAPTION = "Filled: finished trials of the search. Hollow: stopped early, with the last value that they had."
 
 _FRAME = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -244,6 +462,7 @@ h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
 figure {{ margin: 1rem 0; }} svg {{ max-width: 100%; height: auto; }}
 .wide {{ overflow-x: auto; }}
 table {{ border-collapse: collapse; margin: .5rem 0; font-size: .9rem; }}
+.bar {{ background: #0b6fa4; height: .7rem; }}
 th, td {{ padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }}
 pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .8rem; }}
 </style></head><body>

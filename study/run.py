@@ -6,21 +6,42 @@ import argparse
 import json
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from study import corpora, errors, language_model
+from study import corpora, errors, garbage, language_model
 from study.spec import StudySpec, read_spec, trials_of, without_passwords
+from trainables.lease import Lease
 from trainables.settings_file import SettingsError
 
+if TYPE_CHECKING:
+    from study.ledger import Ledger
+    from study.plan import Plan
+
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
-VERBS = ("run", "plan", "status", "report", "errors", "models", "presets", "export", "transcribe", "corpora", "lm")
+VERBS = (
+    "run",
+    "plan",
+    "status",
+    "report",
+    "errors",
+    "models",
+    "presets",
+    "export",
+    "transcribe",
+    "corpora",
+    "lm",
+    "gc",
+    "optuna",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="write the report of a study again")
     report.add_argument("study", help="name of the study")
     report.set_defaults(command=_report)
+    journal = verbs.add_parser("optuna", help="write the search of a study as a file that optuna-dashboard opens")
+    journal.add_argument("study", help="name of the study")
+    journal.add_argument("file", type=Path, help="where to write")
+    journal.set_defaults(command=_optuna)
     models = verbs.add_parser("models", help="the models by name, with their sizes")
     models.set_defaults(command=_models)
     presets = verbs.add_parser("presets", help="published settings of stages by name, with their sources")
@@ -73,9 +98,9 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("trained", metavar="TRIAL-or-folder", help="a trial, as STUDY/TRIAL or TRIAL, or a folder")
     transcribe.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio, any rate, any channels")
     transcribe.set_defaults(command=_transcribe)
-    for module in (errors, corpora, language_model):
+    for module in (errors, corpora, language_model, garbage):
         module.add_parser(verbs)
-    for verb in (status, report, export, transcribe):
+    for verb in (status, report, export, transcribe, journal):
         verb.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
     for verb in (plan, status, report, models, presets, transcribe):
         verb.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -105,38 +130,72 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
-    from cluster.connect import InfeasibleError, connect
     from study.plan import make_plan
     from study.provenance import environment, refuse_drift
-    from study.terminal import Terminal, make_console, plan_table
-    from study.tracking import MirrorProcess, tracking_uri
+    from study.terminal import make_console, plan_table
 
     _fetch_initial_weights(spec)
     console, plan = make_console(), make_plan(spec)
     console.print(Text(spec.question, style="bold"), plan_table(plan), sep="\n")
     ledger = _open_ledger(spec.storage)
     refuse_drift(spec, ledger)
-    ledger.open_study(spec.study, json.loads(without_passwords(spec.model_dump_json())), environment(spec))
-    if retry_failed:
-        ledger.reopen_failed(spec.study)
+    _refuse_unknown_studies(spec, ledger)
+    with _alone(spec):
+        run = ledger.open_study(spec.study, json.loads(without_passwords(spec.model_dump_json())), environment(spec))
+        if retry_failed:
+            ledger.reopen_failed(spec.study)
+        return _run_and_mirror(console, spec, plan, ledger, run)
+
+
+def _run_and_mirror(console: Console, spec: StudySpec, plan: Plan, ledger: Ledger, run: str) -> int:
+    from cluster.connect import connect
+    from study.tracking import MirrorProcess, tracking_uri
+
     uri = tracking_uri(spec.storage, spec.mlflow.tracking_uri)
     mirror = MirrorProcess(ledger.url, spec.study, spec.storage, uri) if spec.mlflow.enabled else None
     console.print("Starting Ray and the first workers; this takes about half a minute.", style="dim")
     page, note = None, ""
     try:
         with connect():
-            from study.execution import run_trials
-
-            with Terminal(console, spec, plan, ledger) as terminal:
-                run_trials(spec, ledger, terminal)
+            _run_trials(console, spec, plan, ledger, run)
         page, note = _conclude(console, spec, ledger)
-    except InfeasibleError as error:
-        raise SettingsError([str(error)]) from error
     finally:
         mirrored = mirror.finish(page.parent if page else None, note) if mirror else True
     if mirror:
         _tell_mlflow(console, uri, mirrored, mirror.log)
-    return SOME_FAILED if any(t.status == "failed" for t in ledger.trials(spec.study)) else DONE
+    return SOME_FAILED if ledger.count(spec.study)["failed"] else DONE
+
+
+def _run_trials(console: Console, spec: StudySpec, plan: Plan, ledger: Ledger, run: str) -> None:
+    from cluster.nodes import InfeasibleError
+    from study.execution import run_trials
+    from study.terminal import Terminal
+
+    try:
+        with Terminal(console, spec, plan, ledger) as terminal:
+            run_trials(spec, ledger, run, terminal)
+    except InfeasibleError as error:
+        raise SettingsError([str(error)]) from error
+
+
+def _refuse_unknown_studies(spec: StudySpec, ledger: Ledger) -> None:
+    for name in spec.search.warm_start:
+        if name == spec.study:
+            raise SettingsError([f"search.warm_start names {name!r}, which is this study; name earlier ones"])
+        _study(ledger, name)
+
+
+@contextmanager
+def _alone(spec: StudySpec) -> Iterator[None]:
+    """Hold the study, so that no other process runs it. Raises SettingsError when another one does."""
+    lease = Lease(spec.storage / "studies" / f"{spec.study}.lease")
+    deadline = time.monotonic() + Lease.STALE_SECONDS + Lease.HEARTBEAT_SECONDS
+    while lease.held_by_another() and not lease.is_held_here() and time.monotonic() < deadline:
+        time.sleep(1.0)  # a holder that died on another machine is known by its silence
+    with lease.hold() as held:
+        if held is None:
+            raise SettingsError([f"study {spec.study!r} is being run by another process; see {lease.path}"])
+        yield
 
 
 def _fetch_initial_weights(spec: StudySpec) -> None:
@@ -162,16 +221,18 @@ def _fetch_initial_weights(spec: StudySpec) -> None:
 def _conclude(console: Console, spec: StudySpec, ledger: Any) -> tuple[Path, str]:
     """Print ranking, failures and answer, and write the report. Returns the page and the answer's sentences."""
     from study.answer import answer
+    from study.optuna_studies import importance
     from study.report import write_report
-    from study.terminal import answer_lines, failures, ranking, rate_table
+    from study.terminal import answer_lines, failures, front_table, ranking, rate_table
 
     console.print(ranking(spec, ledger))
     failed = failures(ledger.trials(spec.study))
     if failed:
         console.print(failed)
     found = answer(spec, ledger)
-    console.print(rate_table(found), answer_lines(spec, found), sep="\n")
-    page = write_report(spec, ledger)
+    tables = [table for table in (rate_table(found), front_table(found)) if table]
+    console.print(*tables, answer_lines(spec, found), sep="\n")
+    page = write_report(spec, ledger, importance(spec, ledger))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
     return page, " ".join(found.sentences)
 
@@ -194,11 +255,12 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows[0] if options.study else rows, indent=2))
         return DONE
-    table = Table("study", "finished", "failed", "unfinished", "best trial", "question")
+    shown = ("finished", "stopped", "failed", "unfinished")
+    table = Table("study", *shown, "best trial", "question")
     for row in rows:
         found = row["best"]
         best = f"{found['trial']} {metric_name(found['metric'])} {found['value']:.1%}" if found else ""
-        table.add_row(row["study"], *(str(row[s]) for s in ("finished", "failed", "unfinished")), best, row["question"])
+        table.add_row(row["study"], *(str(row[status]) for status in shown), best, row["question"])
     console = make_console()
     console.print(table)
     if options.study:
@@ -210,7 +272,7 @@ def _status(options: argparse.Namespace) -> int:
 def _status_of(ledger: Any, study: str) -> dict[str, Any]:
     spec = StudySpec.model_validate(_study(ledger, study)["spec"])
     trials = ledger.trials(study)
-    counts = {status: sum(t.status == status for t in trials) for status in ("finished", "failed", "unfinished")}
+    counts = dict(ledger.count(study))
     ranked = ledger.ranked(trials, spec.search.metric)
     metric = spec.search.metric
     best = (
@@ -223,16 +285,31 @@ def _status_of(ledger: Any, study: str) -> dict[str, Any]:
 
 def _report(options: argparse.Namespace) -> int:
     from study.answer import answer, answer_as_dict
+    from study.optuna_studies import importance
     from study.report import write_report
 
     ledger = _ledger(options.storage)
     spec = StudySpec.model_validate(_study(ledger, options.study)["spec"])
     spec = spec.with_(storage=options.storage.absolute())  # the folder may have been moved since
-    page = write_report(spec, ledger)
+    shares = importance(spec, ledger)
+    page = write_report(spec, ledger, shares)
     if options.json:
-        print(json.dumps({"report": str(page), **answer_as_dict(answer(spec, ledger))}, indent=2))
+        found = answer_as_dict(answer(spec, ledger))
+        print(json.dumps({"report": str(page), **found, "importance": shares}, indent=2))
     else:
         print(page)
+    return DONE
+
+
+def _optuna(options: argparse.Namespace) -> int:
+    from study.optuna_studies import write_journal
+
+    if options.file.exists():
+        raise SettingsError([f"{options.file}: is there already; name a new file"])
+    ledger = _ledger(options.storage)
+    spec = StudySpec.model_validate(_study(ledger, options.study)["spec"])
+    write_journal(spec, ledger, options.file)
+    print(f"optuna-dashboard {options.file}")
     return DONE
 
 

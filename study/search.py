@@ -1,164 +1,277 @@
-"""What to try next: Optuna as a Tune searcher that is fed from the ledger.
+"""What to try next. Every proposal follows from the sweep file and the ledger: a killed study goes on as it would have.
 
-The searcher keeps no state of its own. Each proposal follows from the sweep file and the ledger, so a study that was
-killed proposes what it would have proposed.
+Unfinished trials of an earlier run come first, then the search of every arm in turn, then replications.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import optuna
-from ray.tune.search import Searcher
-
-from search_spaces.space import Categorical, IntUniform, LogUniform, Point, Space, Uniform, grid_points, sampled
-from study.ledger import Ledger, Origin, Trial
-from study.plan import fresh_seeds, search_trials
-from study.spec import StudySpec, TpeSampler
+from search_spaces.space import Point, Space, sampled
+from study.constraints import violated
+from study.ledger import Ledger, Origin, Status, Trial
+from study.optuna_studies import ArmSearch, Result, result_of
+from study.plan import fresh_seeds, grid_of, samples
+from study.spec import StudySpec
+from study.stopping import search_is_done, seed_noise
 from trainables.data.seeds import fold
+from trainables.stage import Stage
 from trainables.trial import TrialConfig, stages_of
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+MAX_DRAWS = 1_000  # for values that meet the constraints
+
+ENDED = ("finished", "stopped", "failed")
 
 
-class StudySearcher(Searcher):  # type: ignore[misc]  # Ray has no types
-    """Unfinished trials of an earlier run first, then the search of every arm in turn, then replications."""
+@dataclass(frozen=True)
+class Proposal:
+    """A trial to run, and its stages."""
+
+    trial: Trial
+    stages: Sequence[Stage]
+
+
+class Search:
+    """Proposes the trials of a study, and learns how they end. It holds what the ledger has, and nothing else."""
 
     def __init__(self, spec: StudySpec, ledger: Ledger) -> None:
-        super().__init__()
         self.spec, self.ledger = spec, ledger
-        self._handed_out: set[str] = set()
+        self._trials: dict[str, Trial] = {}
+        self._numbers: dict[str, int] = {}  # of trials, within their arm's Optuna study
+        self._searched: defaultdict[str, list[str]] = defaultdict(list)  # search trials of each arm, in order
+        self._values: dict[str, float] = {}  # metric of search trials and replications, in the order of their end
+        self._by_content: dict[tuple[str, ...], str] = {}  # trial that ended with these stages
+        self._searches: dict[str, ArmSearch] = {}
+        self._grids = {arm: grid_of(spec, arm) for arm in spec.arms}
+        known = ledger.trials(spec.study)
+        self._waiting = deque(trial for trial in known if trial.status == "unfinished")
+        for trial in known:
+            self._know(trial)
+        for trial in sorted((t for t in known if t.ended_at is not None), key=lambda t: (t.ended_at, t.trial)):
+            self._count(trial)
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next trial as `{"trial": name, "config": resolved}`; None: ask again later; FINISHED: that is all."""
-        trials = self.ledger.trials(self.spec.study)
-        waiting = [t for t in trials if t.status == "unfinished"]
-        for trial in waiting:
-            if trial.trial not in self._handed_out:
-                return self._again(trial)
-        proposal = next(self._new_searches(trials), None) or next(self._new_replications(trials), None)
-        if proposal:
-            return proposal
-        return None if waiting else Searcher.FINISHED
+    def propose(self) -> Proposal | None:
+        """The next trial, which is in the ledger now. None: there is none until a running one ends, or at all.
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing to do: results are read from the ledger."""
+        A trial that equals one that has ended is not run again: the ledger has its results.
+        """
+        while (proposal := next(self._proposals(), None)) is not None:
+            if proposal.trial.status == "unfinished":
+                return proposal
+        return None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher beside its results; there is nothing in it to keep, and the ledger stays out."""
-        return {}
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is running, and nothing is left to propose."""
+        return not any(trial.status == "unfinished" for trial in self._trials.values())
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: everything is in the ledger."""
+    def ended(self, name: str) -> None:
+        """The trial has ended; the ledger knows how."""
+        trial = self.ledger.trial(self.spec.study, name)
+        self._trials[name] = trial
+        self._by_content.setdefault(self._content(name), name)
+        if trial.origin == "search" and name in self._numbers:
+            self._search_of(trial.arm, trial.grid).tell(self._numbers[name], self._result(trial))
+        self._count(trial)
 
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore: everything is in the ledger."""
+    # ---- what is known -----------------------------------------------------------------------------------------
 
-    def _again(self, trial: Trial) -> dict[str, Any]:
-        """A trial that an earlier run left unfinished, with its own configuration."""
-        return self._record(
-            trial.trial,
-            trial.arm,
-            trial.number,
-            trial.origin,
-            trial.grid,
-            trial.point,
-            TrialConfig.model_validate(trial.config),
-        )
+    def _know(self, trial: Trial) -> None:
+        self._trials[trial.trial] = trial
+        if trial.origin == "search":
+            self._searched[trial.arm].append(trial.trial)
+        if trial.status in ENDED:
+            self._by_content.setdefault(self._content(trial.trial), trial.trial)
 
-    def _new_searches(self, trials: list[Trial]) -> Iterator[dict[str, Any]]:
+    def _count(self, trial: Trial) -> None:
+        if trial.status == "finished" and (value := self._final(trial).get(self.spec.search.metric)) is not None:
+            self._values[trial.trial] = value
+
+    def _content(self, name: str) -> tuple[str, ...]:
+        return tuple(stage["stage"] for stage in self.ledger.trial_stages(self.spec.study, name))
+
+    def _final(self, trial: Trial) -> dict[str, float]:
+        return self.ledger.final(trial.study, trial.trial)
+
+    def _result(self, trial: Trial) -> Result:
+        return result_of(self.spec, self.ledger, trial)
+
+    def _search_of(self, arm: str, grid: Mapping[str, Any]) -> ArmSearch:
+        """The search of an arm for one combination of its grid, with all trials that the ledger has."""
+        key = json.dumps([arm, grid], sort_keys=True)
+        if key not in self._searches:
+            settings, space = self.spec.search, sampled(self.spec.arms[arm].space)
+            name = arm if not grid else f"{arm} {json.dumps(grid)}"
+            search = ArmSearch(name, space, settings.sampler, fold(settings.seed, arm), len(settings.objectives))
+            for trial, result in self._earlier_trials(arm, grid, space):
+                search.add(trial.point, {}, result)
+            self._searches[key] = search
+            for name in self._searched[arm]:
+                trial = self._trials[name]
+                if trial.grid == grid and name not in self._numbers:
+                    search.add(trial.point, trial.sampler_state or {}, self._result(trial))
+                    self._numbers[name] = search.last_number
+        return self._searches[key]
+
+    def _earlier_trials(self, arm: str, grid: Mapping[str, Any], space: Space) -> Iterator[tuple[Trial, Result]]:
+        """What the sampler may learn from: finished trials of earlier studies whose values this space could draw."""
+        began = self.ledger.study(self.spec.study)["created_at"]
+        for study in self.spec.search.warm_start:
+            for trial in self.ledger.trials(study):
+                fits = trial.arm == arm and trial.grid == grid and _could_draw(space, trial.point)
+                if fits and trial.origin == "search" and trial.ended_at is not None and trial.ended_at < began:
+                    result = self._result(trial)
+                    if result.status == "finished":
+                        yield trial, result
+
+    # ---- new trials --------------------------------------------------------------------------------------------
+
+    def _proposals(self) -> Iterator[Proposal]:
+        while self._waiting:
+            trial = self._waiting.popleft()
+            yield self._record(trial, TrialConfig.model_validate(trial.config))
+        yield from self._new_searches()
+        yield from self._new_replications()
+
+    def _new_searches(self) -> Iterator[Proposal]:
         """The next search trial of the arm that has had the fewest."""
-        proposed = {arm: [t for t in trials if t.arm == arm and t.origin == "search"] for arm in self.spec.arms}
-        for arm in sorted(self.spec.arms, key=lambda arm: len(proposed[arm])):
-            number = len(proposed[arm])
-            if number < search_trials(self.spec, arm):
-                grid = self._next_grid_point(arm, number)
-                siblings = [t for t in proposed[arm] if t.grid == grid]
-                point = self._draw(arm, number, grid, siblings)
-                config = self.spec.trial_config(arm, point)
-                yield self._record(f"{arm}-{number:03d}", arm, number, "search", grid, point, config)
+        for arm in sorted(self.spec.arms, key=lambda arm: len(self._searched[arm])):
+            number, points = len(self._searched[arm]), self._grids[arm]
+            if number < len(points) * samples(self.spec, arm) and self.reason_to_stop(arm) is None:
+                yield self._new_search(arm, number, points[number % len(points)], number // len(points))
 
-    def _next_grid_point(self, arm: str, number: int) -> Point:
-        points = grid_points(self.spec.arms[arm].space)
-        return points[number % len(points)]
+    def reason_to_stop(self, arm: str) -> str | None:
+        """Why the arm needs no further search trials."""
+        stop = self.spec.stop
+        if stop.target is None and stop.no_improvement is None:
+            return None
+        values = [value for name, value in self._values.items() if self._is_search_of(name, arm)]
+        return search_is_done(stop, values, self._noise())
 
-    def _record(
-        self, name: str, arm: str, number: int, origin: Origin, grid: Point, point: Point, config: TrialConfig
-    ) -> dict[str, Any]:
-        """Write the trial to the ledger, before anything of it runs, and hand it out."""
-        as_json = config.model_dump(mode="json")
-        self.ledger.add_trial(
-            self.spec.study,
-            name,
+    def _is_search_of(self, name: str, arm: str) -> bool:
+        return self._trials[name].arm == arm and self._trials[name].origin == "search"
+
+    def _noise(self) -> float:
+        patience = self.spec.stop.no_improvement
+        if patience is None or patience.noise is not None:
+            return patience.noise or 0.0 if patience else 0.0
+        groups: defaultdict[str, list[float]] = defaultdict(list)
+        for name, value in self._values.items():
+            trial = self._trials[name]
+            without_seed = {path: value for path, value in trial.point.items() if path != "seed"}
+            groups[json.dumps([trial.arm, without_seed], sort_keys=True)].append(value)
+        return seed_noise(groups.values())
+
+    def _new_search(self, arm: str, number: int, grid: Point, sample: int) -> Proposal:
+        """A trial of the arm; `sample` counts those with the same values of the grid."""
+        search = self._search_of(arm, grid)
+        given = self.spec.arms[arm].try_first[sample : sample + 1]
+        for attempt in range(MAX_DRAWS):
+            point, state = search.draw(number, grid, given[0] if given else {}, attempt)
+            config = self.spec.trial_config(arm, point)
+            stages = stages_of(config)
+            if given or attempt == MAX_DRAWS - 1 or not violated(self.spec.search.constraints, stages):
+                break
+            search.reject()
+        state |= {"rejected": attempt} if attempt else {}
+        name = f"{arm}-{number:03d}"
+        self._numbers[name] = search.last_number
+        self._searched[arm].append(name)
+        return self._record(self._trial(name, arm, number, "search", grid, point, config, state), config, stages)
+
+    def _new_replications(self) -> Iterator[Proposal]:
+        """The best of each arm with fresh seeds, once its search is over."""
+        for arm in self.spec.arms:
+            searched = [self._trials[name] for name in self._searched[arm]]
+            if any(trial.status == "unfinished" for trial in searched):
+                continue
+            values = [(self._values[t.trial], t.trial, t) for t in searched if t.trial in self._values]
+            best = _without_copies([t for *_, t in sorted(values, key=lambda found: found[:2])])
+            for trial in best[: self.spec.replication.top]:
+                for seed in fresh_seeds(self.spec, arm):
+                    name = f"{trial.trial}-seed{seed}"
+                    if name not in self._trials:
+                        config = self.spec.trial_config(arm, trial.point, seed)
+                        fresh = self._trial(name, arm, trial.number, "replication", trial.grid, trial.point, config, {})
+                        yield self._record(fresh, config)
+
+    def _trial(
+        self,
+        name: str,
+        arm: str,
+        number: int,
+        origin: Origin,
+        grid: Point,
+        point: Point,
+        config: TrialConfig,
+        sampler_state: dict[str, Any],
+    ) -> Trial:
+        return Trial(
+            study=self.spec.study,
+            trial=name,
             arm=arm,
             number=number,
             origin=origin,
             grid=grid,
             point=point,
-            config=as_json,
+            config=config.model_dump(mode="json"),
             seed=config.seed,
-            stages=stages_of(config),
+            status="unfinished",
+            cause=None,
+            started_at=0.0,
+            ended_at=None,
+            sampler_state=sampler_state,
         )
-        self._handed_out.add(name)
-        return {"trial": name, "config": as_json}
 
-    def _draw(self, arm: str, number: int, grid: Point, siblings: list[Trial]) -> Point:
-        """Values for the sampled parameters, given what earlier trials of the arm with the same grid values found."""
-        space = sampled(self.spec.arms[arm].space)
-        study = optuna.create_study(sampler=self._sampler(arm, number), direction="minimize")
-        for sibling in siblings:
-            study.add_trial(self._as_optuna(sibling, space))
-        drawn = study.ask({path: _as_optuna_distribution(d) for path, d in space.items()}).params
-        point = dict(grid)
-        for path, distribution in space.items():
-            if distribution.active(point):
-                point[path] = drawn[path]
-        return point
+    def _record(self, trial: Trial, config: TrialConfig, stages: Sequence[Stage] = ()) -> Proposal:
+        """Write the trial to the ledger, before anything of it runs."""
+        stages = stages or stages_of(config)
+        content = tuple(stage.fingerprint() for stage in stages)
+        self.ledger.add_trial(
+            self.spec.study,
+            trial.trial,
+            arm=trial.arm,
+            number=trial.number,
+            origin=trial.origin,
+            grid=trial.grid,
+            point=trial.point,
+            config=trial.config,
+            seed=trial.seed,
+            stages=stages,
+            sampler_state=trial.sampler_state,
+        )
+        self._trials[trial.trial] = trial
+        equal = self._trials.get(self._by_content.get(content, ""))
+        if broken := violated(self.spec.search.constraints, stages):
+            self._end(trial, "failed", f"not trained: it has {broken}")
+        elif equal:
+            self._end(trial, equal.status, equal.cause)
+        return Proposal(self._trials[trial.trial], stages)
 
-    def _sampler(self, arm: str, number: int) -> optuna.samplers.BaseSampler:
-        seed = fold(self.spec.search.seed, arm, number) % 2**32
-        sampler = self.spec.search.sampler
-        if isinstance(sampler, TpeSampler):
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=sampler.startup_trials, constant_liar=True)
-        return optuna.samplers.RandomSampler(seed=seed)
-
-    def _as_optuna(self, trial: Trial, space: Space) -> optuna.trial.FrozenTrial:
-        """A trial of the ledger as Optuna sees it. A failed one is told as failed, never as a number."""
-        states = optuna.trial.TrialState
-        state = {"finished": states.COMPLETE, "failed": states.FAIL, "unfinished": states.RUNNING}[trial.status]
-        final = self.ledger.final(trial.study, trial.trial)
-        value = final[self.spec.search.metric] if trial.status == "finished" else None
-        params = {path: trial.point[path] for path in space if path in trial.point}
-        distributions = {path: _as_optuna_distribution(space[path]) for path in params}
-        return optuna.trial.create_trial(state=state, value=value, params=params, distributions=distributions)
-
-    def _new_replications(self, trials: list[Trial]) -> Iterator[dict[str, Any]]:
-        """The best of each arm with fresh seeds, once its search is over."""
-        known = {t.trial for t in trials}
-        for arm in self.spec.arms:
-            searches = [t for t in trials if t.arm == arm and t.origin == "search"]
-            if any(t.status == "unfinished" for t in searches):
-                continue
-            best = self.ledger.ranked(searches, self.spec.search.metric)
-            for trial in best[: self.spec.replication.top]:
-                for seed in fresh_seeds(self.spec, arm):
-                    name = f"{trial.trial}-seed{seed}"
-                    if name not in known:
-                        config = self.spec.trial_config(arm, trial.point, seed)
-                        yield self._record(name, arm, trial.number, "replication", trial.grid, trial.point, config)
+    def _end(self, trial: Trial, status: Status, cause: str | None) -> None:
+        """What is known of a trial without running it."""
+        self.ledger.end_trial(self.spec.study, trial.trial, status, cause)
+        self.ended(trial.trial)
 
 
-def _as_optuna_distribution(distribution: Any) -> optuna.distributions.BaseDistribution:
-    match distribution:
-        case Uniform():
-            return optuna.distributions.FloatDistribution(distribution.low, distribution.high)
-        case LogUniform():
-            return optuna.distributions.FloatDistribution(distribution.low, distribution.high, log=True)
-        case IntUniform():
-            return optuna.distributions.IntDistribution(
-                distribution.low, int(distribution.values()[-1]), step=distribution.step
-            )
-        case Categorical():
-            return optuna.distributions.CategoricalDistribution(distribution.choices)
-    raise AssertionError(f"not a sampled distribution: {type(distribution).__name__}")
+def _could_draw(space: Space, point: Mapping[str, Any]) -> bool:
+    """Whether the space could have drawn the point's values, of just the parameters that exist then."""
+    active: Point = {}
+    for path, distribution in space.items():
+        if distribution.active(active):
+            if path not in point or not distribution.contains(point[path]):
+                return False
+            active[path] = point[path]
+    return True
+
+
+def _without_copies(trials: Sequence[Trial]) -> list[Trial]:
+    """Of trials of the same configuration, the first."""
+    first: dict[str, Trial] = {}
+    for trial in trials:
+        first.setdefault(json.dumps(trial.point, sort_keys=True), trial)
+    return list(first.values())

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ByteSize, Field, ValidationError, model_validator
 
 from cluster.ray_job import inside_ray_job
-from search_spaces.space import Point, Space, condition_errors, probe_points
+from search_spaces.space import Point, Space, condition_errors, probe_points, sampled
+from study.early_stopping import EarlyStoppingConfig
 from trainables.config import Config, merge
 from trainables.settings_file import Location, SettingsError, SettingsFile, did_you_mean, explain, read_settings_file
+from trainables.stage import StageKind
 from trainables.trial import TrialConfig, lacks_metric, problems
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
@@ -27,10 +29,18 @@ MAX_COMBINATIONS = 2_000
 
 
 class TpeSampler(Config):
-    """Tree-structured Parzen estimator (Optuna)."""
+    """Tree-structured Parzen estimator; running trials count as bad ones, so that parallel trials spread."""
 
     kind: Literal["tpe"] = "tpe"
     startup_trials: int = Field(10, ge=1, description="Random trials of an arm before the estimator takes over.")
+    multivariate: bool = Field(False, description="Model the parameters together instead of one by one.")
+    group: bool = Field(False, description="Multivariate within each group of parameters that exist together.")
+
+    @model_validator(mode="after")
+    def _groups_are_multivariate(self) -> Self:
+        if self.group and not self.multivariate:
+            raise ValueError("group: true models groups of parameters together; give multivariate: true, too")
+        return self
 
 
 class RandomSampler(Config):
@@ -39,15 +49,83 @@ class RandomSampler(Config):
     kind: Literal["random"] = "random"
 
 
+class QuasiRandomSampler(Config):
+    """A scrambled Sobol sequence: covers the space more evenly than independent draws."""
+
+    kind: Literal["quasi_random"] = "quasi_random"
+
+
+class CmaEsSampler(Config):
+    """Covariance matrix adaptation; for numbers, and one objective."""
+
+    kind: Literal["cma_es"] = "cma_es"
+    startup_trials: int = Field(1, ge=1, description="Random trials of an arm before the strategy takes over.")
+
+
+class Nsga2Sampler(Config):
+    """Genetic algorithm with non-dominated sorting and crowding distance."""
+
+    kind: Literal["nsga2"] = "nsga2"
+    population: int = Field(50, ge=2, description="Trials of a generation.")
+
+
+class Nsga3Sampler(Config):
+    """Genetic algorithm with non-dominated sorting and reference points; for three objectives and more."""
+
+    kind: Literal["nsga3"] = "nsga3"
+    population: int = Field(50, ge=2, description="Trials of a generation.")
+
+
+class GpSampler(Config):
+    """Gaussian process; costs seconds a proposal, for searches of up to some hundred trials."""
+
+    kind: Literal["gp"] = "gp"
+    startup_trials: int = Field(10, ge=1, description="Random trials of an arm before the process takes over.")
+
+
+SamplerConfig = Annotated[
+    TpeSampler | RandomSampler | QuasiRandomSampler | CmaEsSampler | Nsga2Sampler | Nsga3Sampler | GpSampler,
+    Field(discriminator="kind"),
+]
+Cost = Literal["parameters", "real_time_factor", "accelerator_hours"]
+
+
+class ConstraintsSpec(Config):
+    """Upper bounds of what is known before training. Proposals beyond them are drawn again, and never trained."""
+
+    parameters: float | None = Field(None, gt=0, description="Of the recogniser: backbone and CTC head.")
+    flops_per_second: float | None = Field(None, gt=0, description="Operations of inference, for a second of audio.")
+
+
 class SearchSpec(Config):
     """How each arm's space is searched. Each arm is searched on its own, with the same number of trials."""
 
-    sampler: Annotated[TpeSampler | RandomSampler, Field(discriminator="kind")] = TpeSampler()
+    sampler: SamplerConfig = TpeSampler()
     trials: int = Field(ge=1, description="Trials of each arm (for each combination of its grid, if it has one).")
     metric: FinalMetric = Field(
         "dev_wer", description="Minimised: its value at the end of the trial. `_lm`: decoded with the language model."
     )
+    also_minimise: tuple[Cost, ...] = Field(
+        (), description="Further objectives: the answer is then a Pareto front of them and the metric."
+    )
+    constraints: ConstraintsSpec = ConstraintsSpec()
+    warm_start: tuple[Name, ...] = Field(
+        (), description="Earlier studies in the same storage: the sampler learns from trials of arms of the same name."
+    )
     seed: int = Field(0, ge=0, description="Of the sampler.")
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """What is minimised, the metric first."""
+        return (self.metric, *self.also_minimise)
+
+    @model_validator(mode="after")
+    def _sampler_fits_objectives(self) -> Self:
+        if len(set(self.also_minimise)) < len(self.also_minimise):
+            raise ValueError(f"also_minimise names an objective twice: {', '.join(self.also_minimise)}")
+        if self.also_minimise and isinstance(self.sampler, CmaEsSampler):
+            raise ValueError("cma_es minimises one objective; take tpe, nsga2, nsga3, gp, random or quasi_random")
+        return self
 
 
 class ReplicationSpec(Config):
@@ -64,14 +142,54 @@ class ConvergenceSpec(Config):
     target: float = Field(gt=0, lt=1, description="As a fraction: 0.45 is 45 %.")
 
 
-class ResourcesSpec(Config):
-    """One worker group. None of this changes a result beyond rounding: it is not part of a stage's identity."""
+class GroupSpec(Config):
+    """The size of a worker group. It changes no result beyond rounding: it is not part of a stage's identity."""
 
     workers: int = Field(1, ge=1, description="Workers that train one stage together (DistributedDataParallel).")
     cpus_per_worker: int = Field(1, ge=1)
-    gpus_per_worker: float = Field(0, ge=0)
-    max_groups: int | None = Field(None, ge=1, description="Trials at a time; None: as many as the cluster holds.")
+    gpus_per_worker: float = Field(0, ge=0, description="Below 1, several small stages share a GPU.")
+
+    @model_validator(mode="after")
+    def _whole_gpus_or_a_part_of_one(self) -> Self:
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(f"gpus_per_worker is a part of one GPU or whole GPUs, got {self.gpus_per_worker:g}")
+        return self
+
+
+class ResourcesSpec(GroupSpec):
+    """Worker groups: their size, how many, and what their machines cost."""
+
+    stages: dict[StageKind, GroupSpec] = Field(
+        {}, description="Other sizes for some stages, e.g. 8 workers to pretrain."
+    )
+    max_groups: int | None = Field(None, ge=1, description="Stages at a time; None: as many as the cluster holds.")
     idle_seconds: float = Field(20.0, ge=1, description="A group without work gives its machines back after this.")
+    node_prices: dict[str, float] = Field(
+        {}, description="Price of an hour of a node, by node type (Ray's node group); `default` is for all others."
+    )
+
+    def group(self, kind: StageKind) -> GroupSpec:
+        """The size of the groups that run stages of this kind."""
+        return self.stages.get(kind, self)
+
+
+class NoImprovementSpec(Config):
+    """The search of an arm ends when its last trials brought nothing beyond noise."""
+
+    trials: int = Field(ge=1, description="So many trials of the arm in a row.")
+    noise: float | None = Field(
+        None, ge=0, description="Of the metric. None: standard deviation over seeds, pooled over configurations."
+    )
+
+
+class StopSpec(Config):
+    """When to stop before all trials have run. What is spent counts over all runs of the study."""
+
+    target: float | None = Field(None, gt=0, description="An arm's search ends when its metric is at or below this.")
+    no_improvement: NoImprovementSpec | None = None
+    accelerator_hours: float | None = Field(None, gt=0, description="Held by worker groups; without GPUs, of workers.")
+    cost: float | None = Field(None, gt=0, description="Of the nodes' shares held, at resources.node_prices.")
+    wall_hours: float | None = Field(None, gt=0, description="While the study was running.")
 
 
 class MlflowSpec(Config):
@@ -88,9 +206,23 @@ class ArmSpec(Config):
 
     trial: dict[str, Any] = Field({}, description="Laid over the study's `trial`.")
     space: Space = Field({}, description="Dotted path of the trial -> distribution.")
+    try_first: list[Point] = Field([], description="Values of searched paths to try first; the others are drawn.")
     baseline: Name | None = Field(
         None, description="Arm that it is compared with. When no arm names one, all are compared with the first."
     )
+
+    @model_validator(mode="after")
+    def _tries_what_can_be_drawn(self) -> Self:
+        space = sampled(self.space)
+        for point in self.try_first:
+            for path, value in point.items():
+                if path not in space:
+                    raise ValueError(f"try_first names {path!r}, which is not sampled here{did_you_mean(path, space)}")
+                if not space[path].contains(value):
+                    raise ValueError(
+                        f"try_first gives {path!r} the value {value!r}, which its distribution cannot draw"
+                    )
+        return self
 
 
 class StudySpec(Config):
@@ -104,8 +236,18 @@ class StudySpec(Config):
     search: SearchSpec
     replication: ReplicationSpec = ReplicationSpec()
     convergence: ConvergenceSpec
+    early_stopping: EarlyStoppingConfig | None = Field(None, description="None: every trial trains to its end.")
+    stop: StopSpec = StopSpec()
     resources: ResourcesSpec = ResourcesSpec()
+    quota: ByteSize | None = Field(
+        None, description="Of all stages in the storage, such as 50GB; what is needed stays."
+    )
     mlflow: MlflowSpec = MlflowSpec()
+
+    @property
+    def early_stopping_metric(self) -> str:
+        """What early stopping sees while a trial trains: the metric, with greedy decoding."""
+        return self.search.metric.removesuffix("_lm")
 
     def comparisons(self) -> list[tuple[str, str]]:
         """(arm, baseline) of each comparison that the study is about."""

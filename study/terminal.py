@@ -12,7 +12,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.answer import Answer, by_decoding, metric_name, rate_text, shown_rates
+from study.answer import (
+    Answer,
+    by_decoding,
+    metric_name,
+    objective_name,
+    objective_text,
+    probability_text,
+    rate_text,
+    shown_rates,
+)
 from study.ledger import Ledger, Trial
 from study.plan import Plan
 from study.spec import METRICS, StudySpec
@@ -147,14 +156,17 @@ class Terminal(Watcher):
 
     def trial_ended(self, trial: str) -> None:
         self._active.pop(trial, None)
-        ended = next(t for t in self._ledger.trials(self._spec.study) if t.trial == trial)
-        outcome = f"failed: {ended.cause}" if ended.cause else _finals(self._ledger, ended)
+        ended = self._ledger.trial(self._spec.study, trial)
+        outcome = f"{ended.status}: {ended.cause}" if ended.cause else _finals(self._ledger, ended)
         finished, failed = self._count()
         self._line(f"{trial}: {outcome}  [{finished + failed}/{self._plan.trials}]", always=True)
 
+    def told(self, message: str) -> None:
+        self._line(message, always=True)
+
     def _count(self) -> tuple[int, int]:
-        trials = self._ledger.trials(self._spec.study)
-        return sum(t.status == "finished" for t in trials), sum(t.status == "failed" for t in trials)
+        counts = self._ledger.count(self._spec.study)
+        return counts["finished"] + counts["stopped"], counts["failed"]
 
     def _line(self, text: str, *, always: bool = False) -> None:
         if always or not self._console.is_terminal:
@@ -231,6 +243,21 @@ def rate_table(found: Answer) -> Table:
         for decoding, rates in by_decoding(arm.rates).items():
             first = (arm.arm, str(len(arm.trials))) if decoding == "greedy" else ("", "")
             table.add_row(*first, decoding, *(rate_text(rates.get(name)) for name in shown))
+    return table
+
+
+def front_table(found: Answer) -> Table | None:
+    """The configurations on the Pareto front, best metric first; None where there is none."""
+    if not found.front or not found.front.candidates:
+        return None
+    table = Table(title="Pareto front: mean over seeds (95 % interval)", title_justify="left")
+    for heading in ("arm", "seeds", *map(objective_name, found.front.objectives), "P(on front)"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "arm" else "right")
+    table.add_column("searched values", overflow="fold")
+    for candidate in found.front.best:
+        values = (objective_text(name, mean) for name, mean in candidate.means.items())
+        seeds, probability = str(len(candidate.trials)), probability_text(candidate.probability)
+        table.add_row(candidate.arm, seeds, *values, probability, point_text(candidate.point))
     return table
 
 

@@ -11,13 +11,14 @@ from trainables.store import StageStore
 
 def trained_folder(ledger: Ledger, storage: Path, name: str) -> Path:
     """The folder of the last stage that trained, of a finished trial. Raises SettingsError."""
-    return [folder for kind, folder in stage_folders(ledger, storage, name) if kind != "decode"][-1]
+    folders = [folder for kind, folder in stage_folders(ledger, storage, name) if kind != "decode"]
+    return _still_there(folders[-1], storage, name)
 
 
 def decoded_folder(ledger: Ledger, storage: Path, name: str) -> Path | None:
     """The folder of what a finished trial decoded with its language model, if it has one. Raises SettingsError."""
     folders = [folder for kind, folder in stage_folders(ledger, storage, name) if kind == "decode"]
-    return folders[-1] if folders else None
+    return _still_there(folders[-1], storage, name) if folders else None
 
 
 def stage_folders(ledger: Ledger, storage: Path, name: str) -> list[tuple[str, Path]]:
@@ -38,6 +39,18 @@ def stage_folders(ledger: Ledger, storage: Path, name: str) -> list[tuple[str, P
     store = StageStore(storage)
     stages = ledger.trial_stages(trial.study, trial.trial)
     return [(stage["kind"], store.named_folder(stage["kind"], stage["name"])) for stage in stages]
+
+
+def _still_there(folder: Path, storage: Path, name: str) -> Path:
+    """The folder. Raises SettingsError when the trial's weights were removed from among the stages."""
+    if (storage / "stages").is_dir() and not (folder / "DONE").is_file():
+        raise SettingsError(
+            [
+                f"{name}: its weights were removed (`study gc`, or the study's quota), its curve is kept; to train it "
+                f"again, give its settings to `python -m trainables FILE --storage {storage}`"
+            ]
+        )
+    return folder
 
 
 def _full_name(trial: Trial) -> str:

@@ -16,5 +16,8 @@ class Watcher(Protocol):
     def reported(self, trial: str, stage: Stage, report: Report) -> None:
         """A new report of the trial's present stage is in the ledger."""
 
+    def told(self, message: str) -> None:
+        """Something that the person should know."""
+
     def trial_ended(self, trial: str) -> None:
         """The trial has ended; the ledger knows how."""

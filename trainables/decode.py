@@ -63,7 +63,10 @@ def decode_stage(
             raise CorpusError(f"language model: {error}") from error
         stack.enter_context(autocast(stage, device))
         for name, split in splits.items():
+            split_started = time.monotonic()
             hypotheses = everywhere(_hypotheses(decode, model, split, device))
+            if name == "dev":
+                dev_seconds = (time.monotonic() - split_started) * world_size()
             if rank() == 0:
                 write_hypotheses(folder / f"hypotheses-{name}.jsonl", hypotheses)
             metrics |= {f"{name}_{rate}_lm": value for rate, value in error_rates(hypotheses).items()}
@@ -76,6 +79,8 @@ def decode_stage(
         elapsed_seconds=seconds,
         accelerator_seconds=seconds * world_size(),
         reported_at=time.time(),
+        parameters=model.num_recogniser_parameters,
+        real_time_factor=dev_seconds / total_seconds(corpus.dev),
     )
     report(last)
     result = StageResult(reports=(last,), num_parameters=count_parameters(model))

@@ -66,6 +66,10 @@ class Lease:
             return False
         return True
 
+    def is_held_here(self) -> bool:
+        """Whether the holder is a process of this machine."""
+        return (self._read() or "").startswith(f"{socket.gethostname()} ")
+
     def check(self) -> None:
         """Raise LeaseLostError when the lease that this process holds has been taken over."""
         if self.lost:

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from trainables.config import Progress
 from trainables.data.batches import Stream
 from trainables.data.config import PhonesConfig, StageOutputsConfig
+from trainables.data.corpus import total_seconds
 from trainables.data.seeds import fold
 from trainables.data.symbols import symbols_of
 from trainables.decode import decode_stage
@@ -215,6 +216,7 @@ class _Training:
         self.step = 0
         self.skipped_steps = 0
         self.kept: _Kept | None = None
+        self.real_time_factor: float | None = None  # of the last evaluation on dev
         self.reports: list[Report] = []
         self.sums: dict[str, Tensor] = {}  # of each term since the last report: (sum, count)
         self.elapsed_before = self.accelerator_before = 0.0  # in earlier attempts, perhaps with other workers
@@ -294,8 +296,12 @@ class _Training:
         return {name: total / count for name, (total, count) in totals.items() if count}
 
     def _error_rates(self, split: str) -> dict[str, float]:
+        started = time.monotonic()
         with autocast(self.stage, self.device):
             hypotheses = transcribe(self.model, getattr(self.corpus, split), self.symbols, self.device)
+        if split == "dev":
+            seconds = (time.monotonic() - started) * world_size()
+            self.real_time_factor = seconds / total_seconds(self.corpus.dev)
         rates = _rates(hypotheses, self.stage.outputs)
         if split == "dev" and self.stage.keep == "best":
             self._keep(rates)
@@ -330,6 +336,7 @@ class _Training:
     def _report(self, metrics: dict[str, float]) -> Report:
         elapsed_seconds, accelerator_seconds = self._spent_seconds()
         leading = self.streams[self.stage.streams[0]]
+        evaluated = any(name.startswith("dev_") for name in metrics)
         return Report(
             step=self.step,
             metrics=metrics,
@@ -338,6 +345,8 @@ class _Training:
             elapsed_seconds=elapsed_seconds,
             accelerator_seconds=accelerator_seconds,
             reported_at=time.time(),
+            parameters=self.model.num_recogniser_parameters if evaluated else None,
+            real_time_factor=self.real_time_factor if evaluated else None,
         )
 
     def _spent_seconds(self) -> tuple[float, float]:

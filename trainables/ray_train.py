@@ -1,10 +1,10 @@
 """Worker groups: long-lived Ray Train runs that hold their accelerators and train one stage after another.
 
-Starting a Ray Train run costs seconds of imports and process starts; handing the next stage to a warm group costs
-milliseconds. One actor, `WorkerGroups`, queues the stages that trials ask for, starts groups as there is demand, and
-keeps what the groups report until the trials have read it.
+Starting a Ray Train run costs seconds of imports and process starts; handing the next stage to a warm group costs a
+fork. One actor, `WorkerGroups`, queues the stages that trials ask for, starts groups as there is demand, and keeps what
+the groups report until the trials have read it.
 
-    trial  --submit-->  WorkerGroups  --take-->    every worker of a group: run_stage(stage)
+    trial  --submit-->  WorkerGroups  --take-->    every worker of a group: a process that runs the stage
     trial <--follow---  WorkerGroups <--report--   first worker of the group
 """
 
@@ -14,30 +14,38 @@ import asyncio
 import functools
 import itertools
 import os
+import socket
 import textwrap
-import traceback
-from collections import deque
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
+import ray.train.collective
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from cluster.connect import HEAD_SLIVER, GroupSize
+from cluster.connect import HEAD_SLIVER
+from cluster.nodes import NODE_TYPE_LABEL, GroupSize, Node, autoscales, fit_together, possible_nodes, present_nodes
 from trainables.stage import Report, Stage
+from trainables.stage_process import Outcome, Place, StageProcesses
 from trainables.store import StageStore
 
 LONG_POLL_SECONDS = 5.0
+NODES_SECONDS = 2.0  # the list of nodes is read again after this
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a stage ended. `busy`: another study's worker is running it."""
+class GroupSettings:
+    """What all groups of a study have in common."""
 
-    status: Literal["finished", "failed", "busy"]
-    cause: str | None = None
+    storage: Path
+    max_groups: int | None = None  # at a time; None: as many as the cluster holds
+    idle_seconds: float = 20.0
+    node_prices: Mapping[str, float] = field(default_factory=dict)  # of an hour, by node type; `default` for others
+    module: str = "trainables.stage_process"  # runs the stages, see there
 
 
 @dataclass(frozen=True)
@@ -48,17 +56,47 @@ class News:
     outcome: Outcome | None
 
 
+@dataclass(frozen=True)
+class GroupsState:
+    """What the groups have taken so far, and what they wait for."""
+
+    accelerator_seconds: float  # held by groups; without GPUs, of workers
+    cost: float
+    starting: GroupSize | None  # size of the group that has been starting for longest
+    starting_seconds: float
+
+
 @dataclass
 class _Request:
     stage: Stage
+    size: GroupSize
+    followers: set[str]  # trials that want it
     reports: list[Report] = field(default_factory=list)
+    ended: list[Outcome] = field(default_factory=list)  # what each worker said
     outcome: Outcome | None = None
+
+    def end(self, said: Outcome) -> None:
+        """Once all workers have said how it ended, that is how; one that failed tells more than those it held up."""
+        self.ended.append(said)
+        if len(self.ended) == self.size.workers:
+            self.outcome = min(self.ended, key=lambda outcome: _MOST_TELLING_FIRST.index(outcome.status))
+
+    @property
+    def has_failed(self) -> bool:
+        return any(outcome.status == "failed" for outcome in self.ended)
+
+
+_MOST_TELLING_FIRST = ("failed", "busy", "stopped", "finished")
 
 
 @dataclass
 class _Group:
+    size: GroupSize
     turns: list[_Request | None] = field(default_factory=list)  # what it was given, in order; None ends it
     run: Any = None  # reference to the task that runs it
+    started_at: float = field(default_factory=time.monotonic)
+    ready_at: float | None = None  # since when it holds its machines
+    hourly_cost: float = 0.0
 
     @property
     def ending(self) -> bool:
@@ -70,76 +108,174 @@ class _Group:
         last = self.turns[-1] if self.turns else None
         return last if last and last.outcome is None else None
 
+    @property
+    def held_seconds(self) -> float:
+        return time.monotonic() - self.ready_at if self.ready_at else 0.0
+
+    def spent(self) -> tuple[float, float]:
+        """(accelerator seconds, cost) so far."""
+        accelerators = self.size.workers * (self.size.gpus_per_worker or 1.0)
+        return self.held_seconds * accelerators, self.held_seconds / 3600 * self.hourly_cost
+
 
 @ray.remote
 class WorkerGroups:
     """The queue between trials and worker groups of one study."""
 
-    def __init__(self, storage: Path, size: GroupSize, max_groups: int, idle_seconds: float) -> None:
-        self._storage, self._size = storage, size
-        self._max_groups, self._idle_seconds = max_groups, idle_seconds
+    def __init__(self, settings: GroupSettings) -> None:
+        self._settings = settings
         self._requests: dict[str, _Request] = {}
-        self._waiting: deque[_Request] = deque()
+        self._waiting: list[_Request] = []
+        self._stopped: set[str] = set()  # trials
         self._groups: dict[int, _Group] = {}
         self._started = 0
+        self._spent_before = (0.0, 0.0)  # by groups that have ended
+        self._blocked = False  # a stage waits for a group that there is no room for
+        self._nodes: list[Node] = []
+        self._nodes_read_at = -NODES_SECONDS
         self._changed = asyncio.Condition()
 
     # ---- asked by trials ---------------------------------------------------------------------------------------
 
-    async def submit(self, stage: Stage) -> None:
-        """Queue the stage, unless it is queued or running already for another trial."""
+    async def submit(self, stage: Stage, size: GroupSize, trial: str) -> None:
+        """Queue the stage for the trial, unless it is queued or running already for another one."""
+        if trial in self._stopped:
+            return
         fingerprint = stage.fingerprint()
         request = self._requests.get(fingerprint)
         if request is None or request.outcome is not None:
-            request = self._requests[fingerprint] = _Request(stage)
+            request = self._requests[fingerprint] = _Request(stage, size, set())
             self._waiting.append(request)
+        request.followers.add(trial)
         self._start_groups()
         await self._notify()
 
-    async def follow(self, fingerprint: str, seen: int) -> News:
+    async def follow(self, fingerprint: str, trial: str, seen: int) -> News:
         """Reports after the first `seen` ones, and the outcome; waits a while for something new."""
-        request = self._requests[fingerprint]
+        request = self._requests.get(fingerprint)
+        if request is None or trial not in request.followers:
+            return News([], Outcome("stopped"))
         await self._wait(lambda: len(request.reports) > seen or request.outcome is not None)
+        if request.outcome:
+            self._leave(fingerprint, request, trial)
         return News(request.reports[seen:], request.outcome)
+
+    async def stop(self, trial: str) -> None:
+        """The trial wants nothing any more. A stage that no other one wants is not run any further."""
+        self._stopped.add(trial)
+        for fingerprint, request in list(self._requests.items()):
+            self._leave(fingerprint, request, trial)
+
+    def _leave(self, fingerprint: str, request: _Request, trial: str) -> None:
+        request.followers.discard(trial)
+        if not request.followers and self._requests.get(fingerprint) is request:
+            del self._requests[fingerprint]
+            if request in self._waiting:
+                self._waiting.remove(request)
+
+    async def state(self) -> GroupsState:
+        """What the driver shows and accounts for. Asked about once a second; nodes may have come since."""
+        self._start_groups()
+        spent = [self._spent_before, *(group.spent() for group in self._groups.values())]
+        starting = [group for group in self._groups.values() if group.ready_at is None]
+        first = min(starting, key=lambda group: group.started_at, default=None)
+        return GroupsState(
+            accelerator_seconds=sum(accelerator_seconds for accelerator_seconds, _ in spent),
+            cost=sum(cost for _, cost in spent),
+            starting=first.size if first else None,
+            starting_seconds=time.monotonic() - first.started_at if first else 0.0,
+        )
 
     # ---- asked by workers --------------------------------------------------------------------------------------
 
+    async def ready(self, group_id: int, hourly_cost: float) -> None:
+        """A worker of the group has started, and costs this much."""
+        group = self._groups[group_id]
+        group.ready_at = group.ready_at or time.monotonic()
+        group.hourly_cost += hourly_cost
+
     async def take(self, group_id: int, turn: int) -> Stage | None:
-        """The stage number `turn` of the group, the same for all its workers. None: no work came, the group ends."""
+        """The stage number `turn` of the group, the same for all its workers. None: the group ends.
+
+        It ends when no work of its size came for a while, or when it stands in the way of other work.
+        """
         group = self._groups[group_id]
         if turn == len(group.turns):
-            await self._wait(lambda: bool(self._waiting) or turn < len(group.turns), self._idle_seconds)
+            await self._wait(
+                lambda: self._next_for(group) is not None or self._blocked or turn < len(group.turns),
+                self._settings.idle_seconds,
+            )
         if turn == len(group.turns):
-            group.turns.append(self._waiting.popleft() if self._waiting else None)
+            request = self._next_for(group)
+            if request:
+                self._waiting.remove(request)
+            group.turns.append(request)
             await self._notify()
-        request = group.turns[turn]
-        return request.stage if request else None
+        given = group.turns[turn]
+        return given.stage if given else None
 
     async def report(self, group_id: int, turn: int, report: Report) -> None:
-        request = self._groups[group_id].turns[turn]
-        assert request is not None
-        request.reports.append(report)
+        self._request(group_id, turn).reports.append(report)
         await self._notify()
 
+    async def is_wanted(self, group_id: int, turn: int) -> bool:
+        """Whether a worker should go on: a trial wants the stage, and no other worker of the group has failed."""
+        request = self._request(group_id, turn)
+        return bool(request.followers) and not request.has_failed
+
     async def end(self, group_id: int, turn: int, outcome: Outcome) -> None:
-        """Record how that stage of the group ended. Every worker says so; the first word counts."""
+        """Record how that stage ended for one worker of the group."""
+        self._request(group_id, turn).end(outcome)
+        await self._notify()
+
+    def _request(self, group_id: int, turn: int) -> _Request:
         request = self._groups[group_id].turns[turn]
         assert request is not None
-        request.outcome = request.outcome or outcome
-        await self._notify()
+        return request
 
     # ---- groups ------------------------------------------------------------------------------------------------
 
+    def _next_for(self, group: _Group) -> _Request | None:
+        """The stage that has waited for longest among those that need groups of this size."""
+        return next((request for request in self._waiting if request.size == group.size), None)
+
     def _start_groups(self) -> None:
-        """One group for each stage that waits and no idle group will take, up to the limit."""
-        idle = sum(1 for group in self._groups.values() if not group.unfinished and not group.ending)
-        room = self._max_groups - len(self._groups)
-        for _ in range(min(len(self._waiting) - idle, room)):
-            group_id, self._started = self._started, self._started + 1
-            self._groups[group_id] = _Group()
-            handle = ray.get_runtime_context().current_actor
-            run = _run_group.remote(handle, group_id, self._storage, self._size)
-            self._groups[group_id].run = asyncio.ensure_future(self._watch(group_id, run))
+        """A group for each stage that waits and no idle group will take, in their order, while there is room."""
+        self._blocked = False
+        idle = [group.size for group in self._groups.values() if not group.unfinished and not group.ending]
+        for request in self._waiting:
+            if request.size in idle:
+                idle.remove(request.size)
+            elif self._has_room(request.size):
+                self._start_group(request.size)
+            else:
+                self._blocked = True
+                return
+
+    def _has_room(self, size: GroupSize) -> bool:
+        """Whether one more group fits beside those that there are.
+
+        Where an autoscaler may add nodes that are not known of here, one group at a time may ask for them.
+        """
+        most = self._settings.max_groups
+        if most is not None and len(self._groups) >= most:
+            return False
+        sizes = [group.size for group in self._groups.values()]
+        if fit_together([*sizes, size], self._possible_nodes()):
+            return True
+        return autoscales(self._nodes) and all(group.ready_at for group in self._groups.values())
+
+    def _possible_nodes(self) -> list[Node]:
+        if time.monotonic() - self._nodes_read_at > NODES_SECONDS:
+            self._nodes, self._nodes_read_at = possible_nodes(present_nodes()), time.monotonic()
+        return self._nodes
+
+    def _start_group(self, size: GroupSize) -> None:
+        group_id, self._started = self._started, self._started + 1
+        group = self._groups[group_id] = _Group(size)
+        handle = ray.get_runtime_context().current_actor
+        run = _run_group.remote(handle, group_id, self._settings, size)
+        group.run = asyncio.ensure_future(self._watch(group_id, run))
 
     async def _watch(self, group_id: int, run: Any) -> None:
         """Wait for the end of a group. A stage that it leaves unfinished has failed."""
@@ -149,6 +285,8 @@ class WorkerGroups:
         except Exception as error:  # noqa: BLE001  (however it died, its stage failed)
             cause = f"the worker group died: {_innermost(error)}"
         group = self._groups.pop(group_id)
+        seconds, cost = group.spent()
+        self._spent_before = self._spent_before[0] + seconds, self._spent_before[1] + cost
         if group.unfinished:
             group.unfinished.outcome = Outcome("failed", cause)
         self._start_groups()
@@ -158,7 +296,7 @@ class WorkerGroups:
         async with self._changed:
             self._changed.notify_all()
 
-    async def _wait(self, condition: Any, timeout_seconds: float = LONG_POLL_SECONDS) -> None:
+    async def _wait(self, condition: Callable[[], bool], timeout_seconds: float = LONG_POLL_SECONDS) -> None:
         async with self._changed:
             try:
                 await asyncio.wait_for(self._changed.wait_for(condition), timeout_seconds)
@@ -166,66 +304,89 @@ class WorkerGroups:
                 return
 
 
-def start_worker_groups(storage: Path, size: GroupSize, max_groups: int, idle_seconds: float) -> Any:
+def start_worker_groups(settings: GroupSettings) -> Any:
     """The handle of a new `WorkerGroups` actor on the head node."""
-    return WorkerGroups.options(num_cpus=0, resources=HEAD_SLIVER, max_concurrency=10_000).remote(  # type: ignore[attr-defined]
-        storage, size, max_groups, idle_seconds
-    )
+    return WorkerGroups.options(num_cpus=0, resources=HEAD_SLIVER, max_concurrency=10_000).remote(settings)  # type: ignore[attr-defined]
 
 
 @ray.remote(num_cpus=0, max_retries=0, resources=HEAD_SLIVER)  # type: ignore[untyped-decorator]
-def _run_group(groups: Any, group_id: int, storage: Path, size: GroupSize) -> None:
+def _run_group(groups: Any, group_id: int, settings: GroupSettings, size: GroupSize) -> None:
     """One group, from its first stage to the time when no more work comes: a Ray Train run."""
     resources = {"CPU": float(size.cpus_per_worker)}
     if size.gpus_per_worker:
         resources["GPU"] = size.gpus_per_worker
-    ray.train.torch.TorchTrainer(
+    # Not its subclass for torch: that would load torch into processes that only start others, and take GPU memory.
+    DataParallelTrainer(
         _work,
-        train_loop_config={
-            "groups": groups,
-            "group_id": group_id,
-            "storage": str(storage),
-            "threads": size.cpus_per_worker,
-        },
+        train_loop_config={"groups": groups, "group_id": group_id, "settings": settings, "size": size},
         scaling_config=ray.train.ScalingConfig(
             num_workers=size.workers, use_gpu=bool(size.gpus_per_worker), resources_per_worker=resources
         ),
-        run_config=ray.train.RunConfig(name=f"group-{os.getpid()}", storage_path=str(storage / "ray")),
+        run_config=ray.train.RunConfig(name=f"group-{os.getpid()}", storage_path=str(settings.storage / "ray")),
     ).fit()
 
 
 def _work(config: dict[str, Any]) -> None:
-    """The train loop of one worker: take a stage, run it, take the next."""
-    import torch
-
-    from trainables.loop import StageBusyError, run_stage
-
-    groups, group_id, store = config["groups"], config["group_id"], StageStore(Path(config["storage"]))
-    torch.set_num_threads(config["threads"])
-    device = ray.train.torch.get_device()
+    """The train loop of one worker: take a stage, have a process run it, take the next."""
+    groups, group_id, size = config["groups"], config["group_id"], config["size"]
+    settings: GroupSettings = config["settings"]
+    device = "cuda" if size.gpus_per_worker else "cpu"
+    processes = StageProcesses(settings.storage, size.cpus_per_worker, device, settings.module)
+    ray.get(groups.ready.remote(group_id, _hourly_cost(size, settings.node_prices)))
     for turn in itertools.count():
-        stage = ray.get(groups.take.remote(group_id, turn))
+        stage: Stage | None = ray.get(groups.take.remote(group_id, turn))
         if stage is None:
+            processes.close()
             return
-        try:
-            run_stage(stage, store, functools.partial(_report, groups, group_id, turn), device)
-            outcome = Outcome("finished")
-        except StageBusyError as error:
-            outcome = Outcome("busy", str(error))
-        except Exception as error:
-            # The group ends with a failed stage: the next one gets processes that nothing can have harmed.
-            ray.get(groups.end.remote(group_id, turn, Outcome("failed", _describe(error))))
-            raise
+        outcome = processes.run(
+            stage,
+            _place(size),
+            report=functools.partial(_report, groups, group_id, turn),
+            is_wanted=functools.partial(_is_wanted, groups, group_id, turn),
+        )
+        _tidy(stage, outcome, StageStore(settings.storage))
         ray.get(groups.end.remote(group_id, turn, outcome))
+
+
+def _tidy(stage: Stage, outcome: Outcome, store: StageStore) -> None:
+    """A killed process leaves its lease, and a stage that nobody wants its checkpoint."""
+    if outcome.status in ("failed", "stopped"):
+        store.lease(stage).held_by_another()  # a dead holder's is removed
+    if outcome.status == "stopped":
+        store.discard(stage)
+
+
+def _place(size: GroupSize) -> Place:
+    if size.workers == 1:
+        return Place()
+    rank = ray.train.get_context().get_world_rank()
+    address = ray.train.collective.broadcast_from_rank_zero(_free_address() if rank == 0 else None)
+    return Place(rank, size.workers, address)
+
+
+def _free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("", 0))
+        return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
+
+def _hourly_cost(size: GroupSize, prices: Mapping[str, float]) -> float:
+    """Of one worker on this node."""
+    if not prices:
+        return 0.0
+    me = ray.get_runtime_context().get_node_id()
+    found = next(node for node in ray.nodes() if node["NodeID"] == me)
+    type_, resources = found["Labels"].get(NODE_TYPE_LABEL, ""), found["Resources"]
+    node = Node(resources.get("CPU", 0), resources.get("GPU", 0), type_)
+    return prices.get(type_, prices.get("default", 0.0)) * node.share(size)
 
 
 def _report(groups: Any, group_id: int, turn: int, report: Report) -> None:
     ray.get(groups.report.remote(group_id, turn, report))
 
 
-def _describe(error: Exception) -> str:
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+def _is_wanted(groups: Any, group_id: int, turn: int) -> bool:
+    return bool(ray.get(groups.is_wanted.remote(group_id, turn)))
 
 
 def _innermost(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import uuid
@@ -54,6 +55,14 @@ class StageStore:
         partial.rename(final)
         _sync_folder(final.parent)
         (final / "checkpoint.pt").unlink(missing_ok=True)  # last: until the stage is in its place, it is needed
+
+    def discard(self, stage: Stage) -> None:
+        """Remove what the unfinished stage has written. Nobody may be running it."""
+        partial = self.partial_folder(stage)
+        away = partial.with_name(f".{partial.name}.{uuid.uuid4().hex[:8]}")
+        with contextlib.suppress(FileNotFoundError):
+            partial.rename(away)
+            shutil.rmtree(away)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -13,17 +13,21 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
-from study.ledger import Ledger
+from study.answer import answer
+from study.ledger import Ledger, Origin, Status
 from study.provenance import environment, refuse_drift
 from study.report import write_report
 from study.run import main
 from study.spec import StudySpec, read_spec
+from study.terminal import front_table
 from tests.study.builders import (
     LEARNING_RATE,
     add_trial,
     crossing_at,
     open_study,
+    report,
     run_trial,
     spec_of,
     supervised,
@@ -32,6 +36,7 @@ from tests.study.builders import (
 )
 from trainables.decoding.ngram import estimate
 from trainables.settings_file import SettingsError
+from trainables.trial import stages_of
 
 
 def fill(spec: StudySpec) -> Ledger:
@@ -167,6 +172,215 @@ class TestPage:
         before = Page(page).words
         assert write_report(spec, Ledger.in_folder(spec.storage)) == page
         assert Page(page).words == before
+
+
+def rows_of(page: Path, head: str) -> list[list[str]]:
+    """The rows of the table whose first cells are these, without markup."""
+    text = page.read_text(encoding="utf-8")
+    (table,) = [t for t in re.findall(r"<table>(.*?)</table>", text, re.DOTALL) if t.startswith(f"<tr><th>{head}")]
+    rows = re.findall(r"<tr>(<td>.*?)</tr>", table)
+    return [[re.sub(r"<.*?>", "", cell) for cell in re.findall(r"<td>(.*?)</td>", row)] for row in rows]
+
+
+def picture(path: Path) -> tuple[tuple[int, int], int]:
+    """Size in pixels, and the number of colours."""
+    with Image.open(path) as image:
+        return image.size, len(image.convert("RGB").getcolors(1 << 24) or ())
+
+
+def fill_several(spec: StudySpec) -> Ledger:
+    """For every arm three finished trials, one with two more seeds, and one that was stopped."""
+    ledger = open_study(spec)
+    for place, arm in enumerate(spec.arms):
+        outcomes: list[tuple[int, int | None, float, Status]] = [
+            (0, None, 0.5, "finished"),
+            (1, None, 0.4, "finished"),
+            (2, None, 0.6, "finished"),
+            (3, None, 0.8, "stopped"),
+            (0, 1, 0.45, "finished"),
+            (0, 2, 0.55, "finished"),
+        ]
+        for number, seed, wer, status in outcomes:
+            origin: Origin = "search" if seed is None else "replication"
+            point = {LEARNING_RATE: 1e-3 * (number + 1)}
+            name, (stage,) = add_trial(ledger, spec, arm, number, origin=origin, point=point, seed=seed)
+            size = {"parameters": (number + 1) * 1e6 * (place + 1), "real_time_factor": 0.01 * (number + 1)}
+            measured = {"dev_wer": wer + place / 50, "dev_cer": wer / 2, **(size if status == "finished" else {})}
+            ledger.append(stage.fingerprint(), [report(10, dev_wer=0.9, dev_cer=0.8), report(40, **measured)])
+            cause = "worse than its rivals at half of its training" if status == "stopped" else None
+            ledger.end_trial(spec.study, name, status, cause)
+    return ledger
+
+
+def spec_with_costs(storage: Path, *also: str, **changes: Any) -> StudySpec:
+    return spec_of(storage, search={"trials": 4, "metric": "dev_wer", "also_minimise": also}, **changes)
+
+
+class TestFront:
+    def test_the_table_has_the_front_with_intervals_and_probability(self, tmp_path: Path) -> None:
+        """Normal noise of 5 % on 40 %, against means of 50 % and 52 % of three seeds: dominated in one draw of 20."""
+        spec = spec_with_costs(tmp_path, "parameters")
+        page = write_report(spec, fill_several(spec))
+        assert rows_of(page, "arm</th><th>searched values</th><th>seeds</th><th>dev WER</th><th>parameters") == [
+            ["slow", "learning_rate=0.002", "1", "40.0%", "2,000,000", "95%"],
+            ["slow", "learning_rate=0.001", "3", "50.0% (37.6-62.4)", "1,000,000", "100%"],
+        ]
+
+    @pytest.mark.parametrize(
+        ("also", "width"),
+        [(["parameters"], 1140), (["parameters", "real_time_factor", "accelerator_hours"], 2280)],
+    )
+    def test_the_figure_has_a_panel_for_each_further_objective_and_the_hypervolume(
+        self, tmp_path: Path, also: list[str], width: int
+    ) -> None:
+        spec = spec_with_costs(tmp_path, *also)
+        page = write_report(spec, fill_several(spec))
+        assert Page(page).tags.count("figure") == 3
+        svg = (page.parent / "pareto.svg").read_text(encoding="utf-8")
+        assert svg[svg.index("<svg") :].strip() in page.read_text(encoding="utf-8")
+        assert svg.count('<g id="axes_') == len(also) + 1
+        (found_width, height), colours = picture(page.parent / "pareto.png")
+        assert (found_width, height) == (width, 600)
+        assert colours > 20
+
+    @pytest.mark.parametrize("count", [1, 2, 10, 19])
+    def test_any_number_of_arms_can_be_drawn(self, tmp_path: Path, count: int) -> None:
+        space = {LEARNING_RATE: {"kind": "log_uniform", "low": 1e-4, "high": 1e-2}}
+        arms = {f"arm{n}": {"trial": supervised(steps=40 + n), "space": space} for n in range(count)}
+        spec = spec_with_costs(tmp_path, "parameters", arms=arms)
+        page = write_report(spec, fill_several(spec))
+        svg = (page.parent / "pareto.svg").read_text(encoding="utf-8")
+        assert all(f"<!-- arm{n} -->" in svg for n in range(count))
+
+    def test_the_worst_that_can_be_measured_can_be_drawn(self, tmp_path: Path) -> None:
+        """One trial, whose cost is nothing."""
+        spec = spec_with_costs(tmp_path, "parameters", "real_time_factor")
+        ledger = open_study(spec)
+        name, (stage,) = add_trial(ledger, spec, "slow")
+        final = report(40, dev_wer=1.0, dev_cer=1.0, parameters=0.0, real_time_factor=0.0)
+        ledger.append(stage.fingerprint(), [final])
+        ledger.end_trial(spec.study, name, "finished")
+        assert (write_report(spec, ledger).parent / "pareto.png").is_file()
+
+    def test_before_anything_is_measured_it_says_so(self, tmp_path: Path) -> None:
+        spec = spec_with_costs(tmp_path, "parameters")
+        page = write_report(spec, open_study(spec))
+        assert "No finished trial has measured all objectives." in Page(page).words
+        assert not (page.parent / "pareto.png").exists()
+
+    def test_a_study_of_one_objective_has_no_such_section(self, page: Path) -> None:
+        assert "Pareto front" not in Page(page).words
+        assert not (page.parent / "pareto.png").exists()
+
+    def test_the_terminal_shows_the_same_front(self, tmp_path: Path) -> None:
+        spec = spec_with_costs(tmp_path, "parameters")
+        table = front_table(answer(spec, fill_several(spec)))
+        assert table is not None
+        console = Console(width=140, file=io.StringIO(), record=True)
+        console.print(table)
+        shown = console.export_text()
+        assert re.search(r"slow .* 3 .* 50.0% \(37.6-62.4\) .* 1,000,000 .* 100% .* learning_rate=0.001", shown)
+        assert "learning_rate=0.003" not in shown
+
+    def test_the_terminal_shows_nothing_where_there_is_none(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        assert front_table(answer(spec, open_study(spec))) is None
+
+
+class TestSearchedValues:
+    def test_shares_are_bars_of_their_length_the_greatest_first(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        shares = {"slow": {"model.width": 0.25, LEARNING_RATE: 0.75}, "fast": {LEARNING_RATE: 1.0}}
+        page = write_report(spec, fill_several(spec), shares)
+        assert rows_of(page, "arm</th><th>searched value<") == [
+            ["slow", LEARNING_RATE, "", "75%"],
+            ["slow", "model.width", "", "25%"],
+            ["fast", LEARNING_RATE, "", "100%"],
+        ]
+        styles = [value for tag, name, value in Page(page).attributes if (tag, name) == ("div", "style")]
+        assert styles == ["width:7.50rem", "width:2.50rem", "width:10.00rem"]
+
+    def test_without_shares_there_is_no_table_of_them(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = fill_several(spec)
+        for shares in (None, {"slow": {}}):
+            words = Page(write_report(spec, ledger, shares)).words
+            assert "Importance of the searched values" in words
+            assert "fANOVA" not in words
+
+    def test_every_searched_path_of_every_kind_has_a_panel(self, tmp_path: Path) -> None:
+        space = {
+            LEARNING_RATE: {"kind": "log_uniform", "low": 1e-4, "high": 1e-2},
+            "model.gru_layers": {"kind": "int", "low": 1, "high": 4},
+            "model.dropout": {"kind": "uniform", "low": 0, "high": 1, "when": {"model.gru_layers": [2]}},
+            "model.preset": {"kind": "categorical", "choices": ["compact", "one_whose_name_goes_on_for_ever"]},
+            "augment_speed": {"kind": "grid", "choices": [True, False]},
+        }
+        arms = {"one": {"trial": supervised(), "space": space}, "none": {"trial": supervised(steps=41)}}
+        spec = spec_of(tmp_path, arms=arms)
+        ledger = open_study(spec)
+        first = {"model.gru_layers": 1, "model.preset": "compact", "augment_speed": True}
+        second = {"model.gru_layers": 2, "model.dropout": 0.5, "model.preset": space["model.preset"]["choices"][1]}  # type: ignore[index]
+        for number, values in enumerate((first, {**second, "augment_speed": False})):
+            point = {LEARNING_RATE: 1e-3 + number * 1e-4, **values}
+            config = spec.trial_config("one", {LEARNING_RATE: point[LEARNING_RATE]})
+            ledger.add_trial(
+                spec.study,
+                f"one-{number:03d}",
+                arm="one",
+                number=number,
+                origin="search",
+                grid={},
+                point=point,
+                config={},
+                seed=0,
+                stages=stages_of(config),
+            )
+            ledger.append(stages_of(config)[-1].fingerprint(), [report(40, dev_wer=0.5, dev_cer=0.4)])
+            ledger.end_trial(spec.study, f"one-{number:03d}", "finished")
+        svg = (write_report(spec, ledger).parent / "slices.svg").read_text(encoding="utf-8")
+        assert all(f"<!-- {path} -->" in svg for path in space)
+        assert all(f"<!-- {choice} -->" in svg for choice in ("compact", "one_whose_nam…", "True", "False"))
+
+    def test_stopped_trials_are_drawn_and_failed_ones_are_not(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        drawn = []
+        for status in ("failed", "stopped"):
+            changed = spec.with_(study=status)
+            ledger = fill_several(changed)
+            name, (stage,) = add_trial(ledger, changed, "slow", 4, point={LEARNING_RATE: 9e-3})
+            ledger.append(stage.fingerprint(), [report(30, dev_wer=0.7, dev_cer=0.7)])
+            ledger.end_trial(changed.study, name, status, "a cause")  # type: ignore[arg-type]
+            svg = (write_report(changed, ledger).parent / "slices.svg").read_text(encoding="utf-8")
+            drawn.append(svg.count('<g id="PathCollection_'))
+        assert drawn == [8, 9]
+
+    def test_one_finished_trial_is_no_slice(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        run_trial(ledger, spec, "slow", curve=crossing_at(20))
+        run_trial(ledger, spec, "slow", 1, curve=crossing_at(20), rate=2e-3, status="stopped", cause="no hope")
+        page = write_report(spec, ledger)
+        assert not (page.parent / "slices.png").exists()
+        assert "Importance of the searched values" not in Page(page).words
+
+
+class TestStoppedTrials:
+    def test_are_listed_with_the_reason(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        page = write_report(spec, fill_several(spec))
+        rows = {row[0]: row for row in rows_of(page, "trial")}
+        assert rows["slow-003"][-1] == "stopped: worse than its rivals at half of its training"
+        assert "80.0%" in rows["slow-003"]
+
+    def test_never_stand_for_an_arm(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        run_trial(ledger, spec, "slow", curve=crossing_at(20), status="stopped", cause="no hope")
+        found = answer(spec, ledger)
+        assert found.sentences == ["No answer: no trial of slow has finished."]
+        assert found.cells == []
+        assert write_report(spec, ledger).is_file()
 
 
 class TestReportCommand:

@@ -43,6 +43,11 @@ class AcousticModel(nn.Module):
             fold(seed, "self_supervised_head"), lambda: heads[self_supervision](config, self.backbone)
         )
 
+    @property
+    def num_recogniser_parameters(self) -> int:
+        """Of what transcribes: backbone and CTC head."""
+        return count_parameters(self.backbone) + count_parameters(self.ctc_head)
+
 
 def _contrastive_head(config: ModelConfig, backbone: Backbone) -> nn.Module:
     feature_dropout = config.dropout.features if isinstance(config, TransformerConfig) else 0.0

@@ -1,30 +1,26 @@
-"""The presets with their sizes and costs."""
+"""The presets with their sizes and costs. Needs no torch."""
 
 from __future__ import annotations
 
-import torch
-
-from trainables.models.acoustic import AcousticModel, count_parameters
 from trainables.models.config import CnnGruConfig
 from trainables.models.cost import ModelSize, flops_per_second
 from trainables.models.presets import NOTES, PRESETS
+from trainables.models.sizes import num_parameters
 
 LETTERS = 32  # outputs of P-SEW's CTC models
 SUBWORDS = 1023  # of P-BLJ's, which reproduce its Table 2
 
 
 def measure(name: str) -> ModelSize:
-    """Build the preset without memory for its weights, and count them."""
+    """The size and cost of the preset, with the number of outputs of its paper."""
     config = PRESETS[name]
     outputs = SUBWORDS if isinstance(config, CnnGruConfig) else LETTERS
-    with torch.device("meta"):
-        model = AcousticModel(config, outputs, seed=0)
-    backbone = count_parameters(model.backbone)
+    backbone = num_parameters(config, "backbone", outputs)
     return ModelSize(
         name=name,
         outputs=outputs,
-        parameters_ctc=backbone + count_parameters(model.ctc_head),
-        parameters_pretraining=backbone + count_parameters(model.self_supervised_head),
+        parameters_ctc=backbone + num_parameters(config, "ctc_head", outputs),
+        parameters_pretraining=backbone + num_parameters(config, "self_supervised_head", outputs),
         frame_rate_hz=config.frame_rate_hz,
         flops_per_second=flops_per_second(config, outputs),
         note=NOTES.get(name, ""),

@@ -1,0 +1,248 @@
+"""Each stage in a process of its own, forked from one that has loaded torch already.
+
+Starting a stage costs a fork and not the seconds of imports. A stage that crashes, leaks memory or spoils its process
+harms no other one, and the accelerator's memory is free again when its process has ended.
+
+    StageProcesses  --order-->  python -m trainables.stage_process  --fork-->  run_stage
+                   <-------------- lines of JSON: reports, outcome, exit --------------
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from trainables.stage import Report, Stage
+from trainables.store import StageStore
+
+POLL_SECONDS = 1.0
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a stage ended. `busy`: another study's worker is running it. `stopped`: nobody wanted it any more."""
+
+    status: Literal["finished", "failed", "busy", "stopped"]
+    cause: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker stands among those that train a stage together."""
+
+    rank: int = 0
+    workers: int = 1
+    address: str = ""  # of the first worker, as host:port; with one worker, none is needed
+
+
+class StageProcesses:
+    """Runs stages one after another, each in a new process."""
+
+    def __init__(self, storage: Path, threads: int, device: str, module: str = __name__) -> None:
+        """`threads` of each stage; `device` is cpu or cuda; `module` is run with -m, and calls `serve`."""
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", module, str(storage), str(threads), device],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            start_new_session=True,
+        )
+        assert self._server.stdout is not None
+        self._messages = _Lines(self._server.stdout.fileno())
+
+    def run(
+        self, stage: Stage, place: Place, report: Callable[[Report], None], is_wanted: Callable[[], bool]
+    ) -> Outcome:
+        """Run the stage to its end, or until `is_wanted`, asked about once a second, says no."""
+        self._tell({"stage": stage.model_dump(mode="json"), "place": asdict(place)})
+        outcome: Outcome | None = None
+        asked_at = time.monotonic()
+        while True:
+            message = self._next_message()
+            if "report" in message:
+                report(Report.model_validate(message["report"]))
+            if "outcome" in message:
+                outcome = Outcome(**message["outcome"])
+            if "exit" in message:
+                return outcome or Outcome("failed", _cause_of_exit(message["exit"]))
+            if outcome is None and time.monotonic() - asked_at > POLL_SECONDS:
+                asked_at = time.monotonic()
+                if not is_wanted():
+                    outcome = Outcome("stopped")
+                    self._tell({"stop": True})
+
+    def close(self) -> None:
+        """End the server, and a stage that it may be running."""
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        self._server.wait()
+
+    def _next_message(self) -> dict[str, Any]:
+        """The next message, empty when none has come for a while."""
+        try:
+            return self._messages.read(POLL_SECONDS) or {}
+        except EOFError:
+            raise RuntimeError(f"the process that starts stages ended with code {self._server.wait()}") from None
+
+    def _tell(self, message: dict[str, Any]) -> None:
+        assert self._server.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then there is no message either, and the reader says so
+            self._server.stdin.write(json.dumps(message).encode() + b"\n")
+            self._server.stdin.flush()
+
+
+def serve(run: Callable[[Stage, Place, Callable[[Report], None]], Outcome]) -> None:
+    """Run the stages that the standard input orders, each in a fork of this process, until it ends."""
+    messages = os.dup(1)
+    os.dup2(2, 1)  # what libraries print must not stand among the messages
+    orders = _Lines(0)
+    gc.freeze()  # forks share what is there now
+    with contextlib.suppress(EOFError):
+        while True:
+            order = orders.read()
+            if order is None or "stage" not in order:
+                continue  # a stage that was to be stopped had ended by itself
+            pid = os.fork()
+            if pid == 0:
+                _run_forked(run, order, messages)
+            status = _wait(pid, orders)
+            _send(messages, {"exit": os.waitstatus_to_exitcode(status)})
+
+
+def _run_forked(run: Callable[..., Outcome], order: dict[str, Any], messages: int) -> None:
+    """In the new process: run the stage, and leave."""
+    os.setpgid(0, 0)  # what it starts is killed with it
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    try:
+        stage, place = Stage.model_validate(order["stage"]), Place(**order["place"])
+        outcome = run(stage, place, lambda report: _send(messages, {"report": report.model_dump()}))
+        _send(messages, {"outcome": asdict(outcome)})
+    except BaseException as error:  # noqa: BLE001  (whatever it is, this process must not go on as the server)
+        _send(messages, {"outcome": asdict(Outcome("failed", describe(error)))})
+    os._exit(0)
+
+
+def _wait(pid: int, orders: _Lines) -> int:
+    """Wait for the process, and kill it when an order to stop comes, or the orders end. Returns its wait status."""
+    ended = os.pidfd_open(pid)
+    while True:
+        ready, _, _ = select.select([ended, *orders.waiting], [], [])
+        if ended in ready:
+            os.close(ended)
+            return os.waitpid(pid, 0)[1]
+        with contextlib.suppress(EOFError):
+            orders.read()  # `stop`
+        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
+            os.killpg(pid, signal.SIGKILL)
+
+
+class _Lines:
+    """Lines of JSON from a file descriptor."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._buffer, self._ended = descriptor, b"", False
+
+    @property
+    def waiting(self) -> list[int]:
+        """What to wait for with `select`; nothing after the end."""
+        return [] if self._ended else [self._descriptor]
+
+    def read(self, timeout_seconds: float | None = None) -> dict[str, Any] | None:
+        """The next message; None when none came in time. A line that a dying process broke off is left out.
+
+        Raises EOFError at the end.
+        """
+        while True:
+            line, newline, rest = self._buffer.partition(b"\n")
+            if newline:
+                self._buffer = rest
+                if message := _parsed(line):
+                    return message
+            elif self._ended:
+                raise EOFError
+            elif not self._fill(timeout_seconds):
+                return None
+
+    def _fill(self, timeout_seconds: float | None) -> bool:
+        if not select.select([self._descriptor], [], [], timeout_seconds)[0]:
+            return False
+        content = os.read(self._descriptor, 2**16)
+        self._ended = not content
+        self._buffer += content
+        return True
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _send(descriptor: int, message: dict[str, Any]) -> None:
+    """On a line of its own, whatever a killed process has left of the last one."""
+    content = b"\n" + json.dumps(message).encode() + b"\n"
+    while content:
+        content = content[os.write(descriptor, content) :]
+
+
+def _cause_of_exit(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = "; the machine may have run out of memory" if -code == signal.SIGKILL else ""
+        return f"its process was killed by {name}{hint}"
+    return f"its process ended with code {code} before the stage did"
+
+
+def describe(error: BaseException) -> str:
+    """Kind, message, file and line."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+def main() -> None:
+    """`python -m trainables.stage_process STORAGE THREADS DEVICE`."""
+    import torch
+    import torch._dynamo  # an optimiser would import it, in every fork again
+    import torch.distributed as dist
+
+    from trainables.loop import StageBusyError, run_stage
+
+    storage, threads, device = Path(sys.argv[1]), int(sys.argv[2]), torch.device(sys.argv[3])
+
+    def run(stage: Stage, place: Place, report: Callable[[Report], None]) -> Outcome:
+        torch.set_num_threads(threads)
+        if place.workers > 1:
+            dist.init_process_group(
+                "nccl" if device.type == "cuda" else "gloo",
+                init_method=f"tcp://{place.address}",
+                rank=place.rank,
+                world_size=place.workers,
+            )
+        try:
+            run_stage(stage, StageStore(storage), report, device)
+        except StageBusyError as error:
+            return Outcome("busy", str(error))
+        return Outcome("finished")
+
+    serve(run)
+
+
+if __name__ == "__main__":
+    main()
