@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import yaml
 
 NODE_TYPE_LABEL = "ray.io/node-group"  # set by Ray's autoscalers; nodes that were started by hand have none
 CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")  # where Ray's cluster launcher leaves its settings on the head node
+
+ROUNDING = 1e-9  # three thirds of a GPU are one
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,8 @@ class Node:
         if not size.gpus_per_worker:
             return by_cpu
         if size.gpus_per_worker < 1:  # a worker gets a part of one GPU, never parts of two
-            return min(by_cpu, int(self.gpus) * int(1 / size.gpus_per_worker + 1e-9))
+            return min(by_cpu, int(self.gpus) * int(1 / size.gpus_per_worker + ROUNDING))
         return min(by_cpu, int(self.gpus // size.gpus_per_worker))
-
-    def without(self, size: GroupSize, workers: int) -> Node:
-        """What is left beside so many workers."""
-        return Node(self.cpus - workers * size.cpus_per_worker, self.gpus - workers * size.gpus_per_worker, self.type)
 
     def share(self, size: GroupSize) -> float:
         """The part of the node that one worker takes up: of its GPUs where it has any, else of its CPUs."""
@@ -76,7 +75,8 @@ def possible_nodes(present: Sequence[Node]) -> list[Node]:
         if type_.get("resources") and name != settings.get("head_node_type")
         for _ in range(min(type_.get("max_workers", most), most))
     ]
-    return [*(node for node in present if not (addable and node.type)), *addable]
+    types = {node.type for node in addable}
+    return [*(node for node in present if node.type not in types), *addable]
 
 
 def autoscales(nodes: Iterable[Node]) -> bool:
@@ -91,16 +91,28 @@ def groups_that_fit(size: GroupSize, nodes: Iterable[Node]) -> int:
 
 def fit_together(sizes: Iterable[GroupSize], nodes: Iterable[Node]) -> bool:
     """Whether groups of these sizes fit on the nodes side by side, when each worker takes the first node with room."""
-    room = list(nodes)
-    for size in sizes:
-        missing = size.workers
-        for index, node in enumerate(room):
-            taken = min(missing, node.holds(size))
-            room[index] = node.without(size, taken)
-            missing -= taken
-        if missing:
+    room = [_Room(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
+    workers = [size for size in sizes for _ in range(size.workers)]
+    return all(any(node.take(size) for node in room) for size in workers)
+
+
+@dataclass
+class _Room:
+    """What is free on a node, and of each of its GPUs."""
+
+    cpus: float
+    gpus: list[float]
+
+    def take(self, size: GroupSize) -> bool:
+        """Take what one worker needs, if it is there. A part of a GPU is taken where the least is left, as Ray does."""
+        count, part = math.ceil(size.gpus_per_worker), min(size.gpus_per_worker, 1.0)
+        fitting = sorted((free, index) for index, free in enumerate(self.gpus) if free >= part - ROUNDING)[:count]
+        if self.cpus < size.cpus_per_worker or len(fitting) < count:
             return False
-    return True
+        for _, index in fitting:
+            self.gpus[index] -= part
+        self.cpus -= size.cpus_per_worker
+        return True
 
 
 def refuse_infeasible(size: GroupSize) -> None:

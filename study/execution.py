@@ -23,6 +23,7 @@ from study.spec import GpSampler, ResourcesSpec, StudySpec, TpeSampler
 from study.stopper import Stopper
 from study.stopping import budget_is_spent
 from study.watcher import Watcher
+from trainables import stage_process
 from trainables.ray_train import GroupSettings, GroupsState, News, start_worker_groups
 from trainables.stage import Report, Stage, StageKind
 from trainables.stage_process import Outcome
@@ -35,26 +36,28 @@ MISSING_SECONDS = 60.0  # between words about a group that does not start
 QUOTA_SECONDS = 30.0  # between looks at the disk
 
 
-def run_trials(spec: StudySpec, ledger: Ledger, run: str, watcher: Watcher) -> None:
+def run_trials(
+    spec: StudySpec, ledger: Ledger, run: str, watcher: Watcher, stage_module: str = stage_process.__name__
+) -> None:
     """Run every trial that the ledger does not yet have, or until a budget is spent. Needs a connection to Ray.
 
-    `run` is the name that the ledger gave this run. Raises InfeasibleError before anything starts when the cluster can
-    never hold a worker group.
+    `run` is the name that the ledger gave this run; `stage_module` is run with -m to run stages. Raises InfeasibleError
+    before anything starts when the cluster can never hold a worker group.
     """
     wanted = spec.resources
     sizes = {group_size(wanted, stage.kind) for arm in spec.arms for stage in stages_of(spec.trial_config(arm))}
     for size in sizes:
         refuse_infeasible(size)
     groups = start_worker_groups(
-        GroupSettings(spec.storage, wanted.max_groups, wanted.idle_seconds, dict(wanted.node_prices))
+        GroupSettings(spec.storage, wanted.max_groups, wanted.idle_seconds, dict(wanted.node_prices), stage_module)
     )
     conductor = Conductor(spec, ledger, run, watcher, groups, sizes)
     trainable = ray.tune.with_parameters(_run_trial, groups=groups, resources=wanted, storage=spec.storage)
     tune(conductor, trainable, spec.storage)
-    if conductor.search.is_over:
-        ledger.end_study(spec.study)
-    elif conductor.budget_spent:
+    if conductor.budget_spent:
         watcher.told(f"stopped: {conductor.budget_spent}; a larger budget goes on from the last checkpoints")
+    elif conductor.search.is_over:
+        ledger.end_study(spec.study)
 
 
 def group_size(resources: ResourcesSpec, kind: StageKind) -> GroupSize:
@@ -90,6 +93,7 @@ class Conductor:
         self._run, self._watcher, self._groups, self._sizes = run, watcher, groups, sizes
         self._running: dict[str, str] = {}  # trial -> fingerprint of the stage that it wants at present
         self._stopper = Stopper(spec, ledger)
+        self._done_arms: set[str] = set()
         self._room, self._looked_at, self._told_at, self._fitted_at = 0, -LOOK_SECONDS, 0.0, 0.0
 
     # ---- what runs ---------------------------------------------------------------------------------------------
@@ -138,6 +142,7 @@ class Conductor:
         if self.ledger.end_trial(self.spec.study, trial, status, cause):
             self.search.ended(trial)
             self._watcher.trial_ended(trial)
+            self._tell_of_arms()
             self._keep_quota()
 
     def look(self) -> None:
@@ -160,6 +165,13 @@ class Conductor:
                 f"a worker group of {state.starting} has not started for {state.starting_seconds:.0f} s: free are "
                 f"{free.get('CPU', 0):g} CPU(s) and {free.get('GPU', 0):g} GPU(s) on {len(present)} node(s)"
             )
+
+    def _tell_of_arms(self) -> None:
+        """Which arms are searched no further, once for each."""
+        for arm in self.spec.arms:
+            if arm not in self._done_arms and (reason := self.search.reason_to_stop(arm)):
+                self._done_arms.add(arm)
+                self._watcher.told(f"{arm}: no further search, {reason}")
 
     def _keep_quota(self) -> None:
         if self.spec.quota is not None and time.monotonic() - self._fitted_at > QUOTA_SECONDS:

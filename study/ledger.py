@@ -10,6 +10,7 @@ import contextlib
 import os
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ SCHEMA_VERSION = 2
 Status = Literal["unfinished", "finished", "failed", "stopped"]  # stopped: early, by comparison with others
 Origin = Literal["search", "replication"]
 
-_MEASURED = ("parameters", "real_time_factor")  # fields of a report that are metrics here
+MEASURED = ("parameters", "real_time_factor")  # fields of a report that are metrics here
 
 _metadata = sa.MetaData()
 
@@ -249,7 +250,7 @@ class Ledger:
     def add_evaluation(self, study: str, evaluation: Evaluation) -> None:
         """Record what early stopping is told, before it is told. What is there already stays as it is."""
         with self._engine.begin() as db:
-            db.execute(self._insert_once(_evaluations).values(study=study, **asdict(evaluation)))
+            db.execute(self._insert_once(_evaluations), {"study": study, **asdict(evaluation)})
 
     def add_trial(
         self,
@@ -274,43 +275,42 @@ class Ledger:
         equal trial has run.
         """
         now = time.time()
+        row = {
+            "study": study,
+            "trial": trial,
+            "arm": arm,
+            "number": number,
+            "origin": origin,
+            "grid": dict(grid),
+            "point": dict(point),
+            "config": dict(config),
+            "seed": seed,
+            "status": status,
+            "cause": cause,
+            "started_at": now,
+            "ended_at": None if status == "unfinished" else now,
+            "sampler_state": dict(sampler_state) if sampler_state else None,
+        }
+        known = [
+            {"stage": stage.fingerprint(), "kind": stage.kind, "name": stage.name(), "steps": stage.steps}
+            for stage in stages
+        ]
+        mine = [
+            {"study": study, "trial": trial, "position": position, "stage": stage["stage"]}
+            for position, stage in enumerate(known)
+        ]
         with self._engine.begin() as db:
-            db.execute(
-                self._insert_once(_trials).values(
-                    study=study,
-                    trial=trial,
-                    arm=arm,
-                    number=number,
-                    origin=origin,
-                    grid=dict(grid),
-                    point=dict(point),
-                    config=dict(config),
-                    seed=seed,
-                    status=status,
-                    cause=cause,
-                    started_at=now,
-                    ended_at=None if status == "unfinished" else now,
-                    sampler_state=dict(sampler_state) if sampler_state else None,
-                )
-            )
-            mine = (_trial_stages.c.study == study) & (_trial_stages.c.trial == trial)
-            db.execute(sa.delete(_trial_stages).where(mine))
-            for position, stage in enumerate(stages):
-                fingerprint = stage.fingerprint()
-                db.execute(
-                    self._insert_once(_stages).values(
-                        stage=fingerprint, kind=stage.kind, name=stage.name(), steps=stage.steps
-                    )
-                )
-                row = {"study": study, "trial": trial, "position": position, "stage": fingerprint}
-                db.execute(sa.insert(_trial_stages).values(row))
+            db.execute(self._insert_once(_trials), row)
+            db.execute(sa.delete(_trial_stages).where(_trial_stages.c.study == study, _trial_stages.c.trial == trial))
+            db.execute(self._insert_once(_stages), known)
+            db.execute(sa.insert(_trial_stages), mine)
 
     def append(self, stage: str, reports: Iterable[Report]) -> None:
         """Add reports to the curve of a stage. What is there already stays as it is."""
         rows = [
             {"stage": stage, "metric": metric, "value": value, **cost}
             for report in reports
-            for cost in [report.model_dump(exclude={"metrics", *_MEASURED})]
+            for cost in [report.model_dump(exclude={"metrics", *MEASURED})]
             for metric, value in _values(report)
         ]
         if rows:
@@ -410,6 +410,16 @@ class Ledger:
             ).mappings()
             return [dict(row) for row in rows]
 
+    def contents(self, study: str) -> dict[str, tuple[str, ...]]:
+        """trial -> the fingerprints of its stages, in order."""
+        stage = _trial_stages.c
+        found: defaultdict[str, list[str]] = defaultdict(list)
+        with self._engine.connect() as db:
+            query = sa.select(stage.trial, stage.stage).where(stage.study == study)
+            for row in db.execute(query.order_by(stage.trial, stage.position)):
+                found[row.trial].append(row.stage)
+        return {trial: tuple(stages) for trial, stages in found.items()}
+
     def curve(self, study: str, trial: str, metric: str | None = None) -> list[CurvePoint]:
         """The trial's points over all its stages, in order, with cumulative steps and costs."""
         curve: list[CurvePoint] = []
@@ -460,7 +470,7 @@ class Ledger:
 def _values(report: Report) -> Iterator[tuple[str, float]]:
     """The metrics of a report, and what it says of the model's cost."""
     yield from report.metrics.items()
-    for name in _MEASURED:
+    for name in MEASURED:
         value = getattr(report, name)
         if value is not None:
             yield name, float(value)

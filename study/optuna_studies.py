@@ -37,6 +37,8 @@ from trainables.data.seeds import fold
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
+SAMPLER_DRAWS = 10  # for one proposal
+
 STATES: dict[Status, TrialState] = {
     "finished": TrialState.COMPLETE,
     "failed": TrialState.FAIL,
@@ -65,9 +67,11 @@ class ArmSearch:
     def draw(self, number: int, grid: Point, fixed: Point, attempt: int = 0) -> tuple[Point, dict[str, Any]]:
         """Values of the sampled parameters beside those of the grid, and what the sampler notes with them.
 
-        `fixed`: values that are given. Proposals may be drawn again, in further attempts.
+        `fixed`: values that are given. A proposal that is rejected is drawn again, as another attempt; after some of
+        them at random, for the sampler may not find what is admitted.
         """
-        self.study.sampler = make_sampler(self._sampler, self._seed, number, attempt, len(self.study.directions))
+        sampler = self._sampler if attempt < SAMPLER_DRAWS else RandomSampler()
+        self.study.sampler = make_sampler(sampler, self._seed, number, attempt, len(self.study.directions))
         if fixed:
             self.study.enqueue_trial(fixed)
         trial = self.study.ask()
@@ -82,14 +86,13 @@ class ArmSearch:
         # As JSON gives it back: a study that is built from the ledger sees the same.
         return point, json.loads(json.dumps({"trial": attributes_of_trial, "study": changed}))
 
-    def reject(self) -> None:
-        """The last proposal is not to be tried."""
-        self.study.tell(len(self.study.get_trials(deepcopy=False)) - 1, state=TrialState.FAIL)
-
     def add(self, point: Mapping[str, Any], state: Mapping[str, Any], result: Result) -> None:
-        """A trial that the ledger has: its values, what the sampler noted, and how it ended."""
-        for _ in range(state.get("rejected", 0)):
-            self.study.add_trial(optuna.trial.create_trial(state=TrialState.FAIL))
+        """A trial that the ledger has: its values, what the sampler noted, and how it ended.
+
+        Draws before it that were rejected never end: samplers that learn take what runs for bad, and avoid it.
+        """
+        for draw in state.get("rejected", ()):
+            self.add(draw["point"], draw, Result("unfinished"))
         params = {path: point[path] for path in self._space if path in point}
         self.study.add_trial(
             optuna.trial.create_trial(

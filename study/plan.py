@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,15 +27,29 @@ from search_spaces.space import (
     with_conditions,
 )
 from study.constraints import violated
-from study.spec import ConstraintsSpec, StudySpec, trials_of
+from study.disk import DiskEstimate, disk_estimate, stage_bytes
+from study.spec import ConstraintsSpec, ResourcesSpec, StudySpec, trials_of
 from trainables.decoding.files import missing
-from trainables.stage import Stage
+from trainables.stage import Stage, StageKind
 from trainables.trial import absent, corpora_of, stages_of
 
 # The number of values of parameters that decide a stage, up to which every possible stage is looked at.
 MAX_ENUMERATED = 2_000
 
 Stages = dict[str, Stage]  # by fingerprint
+
+
+@dataclass(frozen=True)
+class Planned:
+    """`count` stages, each no longer than `longest` and like one of the examples; which one, the search decides.
+
+    `replication`: they are asked for after the search.
+    """
+
+    longest: Stage
+    examples: tuple[Stage, ...]
+    count: int = 1
+    replication: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,6 +79,10 @@ class ArmPlan:
 class Plan:
     arms: dict[str, ArmPlan] = field(default_factory=dict)
     stages: dict[str, StageCount] = field(default_factory=dict)
+    requested: list[Planned] = field(default_factory=list)  # what trials ask for
+    distinct: list[Planned] = field(default_factory=list)  # what is trained at most
+    disk: DiskEstimate = field(default_factory=lambda: DiskEstimate(0, 0))
+    quota_bytes: int | None = None
     absent: list[str] = field(default_factory=list)  # why each corpus or language model that is not here cannot be read
 
     @property
@@ -76,34 +95,39 @@ class Plan:
 class _Tally:
     """The stages of one kind that trials ask for. Where lengths differ, the longest that are possible count."""
 
-    requested: list[Stage] = field(default_factory=list)
-    known: Stages = field(default_factory=dict)  # each of these is trained
-    others: list[Stage] = field(default_factory=list)  # one for each further stage, standing for its length
+    requested: list[Planned] = field(default_factory=list)
+    known: dict[str, Planned] = field(default_factory=dict)  # each of these is trained; by fingerprint
+    others: list[Planned] = field(default_factory=list)  # further stages, standing for their length
 
-    def ask(self, trials: int, candidates: Stages, most: int) -> None:
+    def ask(self, trials: int, candidates: Stages, most: int, examples: tuple[Stage, ...], replication: bool) -> None:
         """`trials` ask for one of the candidates each; at most `most` different ones are trained."""
         longest = sorted(candidates.values(), key=audio_hours, reverse=True)
-        self.requested += [longest[0]] * trials
+        self.requested.append(Planned(longest[0], examples, trials, replication))
         if len(candidates) <= most:
-            self.known |= candidates
+            for fingerprint, stage in candidates.items():
+                self.known.setdefault(fingerprint, Planned(stage, (stage,), 1, replication))
         else:
-            self.others += longest[:most]
+            self.others += [Planned(stage, examples, 1, replication) for stage in longest[:most]]
 
-    def ask_open(self, trials: int, candidates: Stages) -> None:
-        """`trials` ask for a stage each, all different; the candidates are examples of them."""
-        longest = max(candidates.values(), key=audio_hours)
-        self.requested += [longest] * trials
-        self.others += [longest] * trials
+    def ask_open(self, trials: int, examples: tuple[Stage, ...], replication: bool) -> None:
+        """`trials` ask for a stage each, all different, and somewhere between the examples."""
+        asked = Planned(max(examples, key=audio_hours), examples, trials, replication)
+        self.requested.append(asked)
+        self.others.append(asked)
+
+    @property
+    def distinct(self) -> list[Planned]:
+        return [*self.known.values(), *self.others]
 
     def count(self) -> StageCount:
-        distinct = [*self.known.values(), *self.others]
+        requested, distinct = self.requested, self.distinct
         return StageCount(
-            requested=len(self.requested),
-            distinct=len(distinct),
-            requested_steps=sum(stage.steps for stage in self.requested),
-            distinct_steps=sum(stage.steps for stage in distinct),
-            requested_audio_hours=math.fsum(map(audio_hours, self.requested)),
-            distinct_audio_hours=math.fsum(map(audio_hours, distinct)),
+            requested=sum(planned.count for planned in requested),
+            distinct=sum(planned.count for planned in distinct),
+            requested_steps=sum(planned.count * planned.longest.steps for planned in requested),
+            distinct_steps=sum(planned.count * planned.longest.steps for planned in distinct),
+            requested_audio_hours=math.fsum(planned.count * audio_hours(planned.longest) for planned in requested),
+            distinct_audio_hours=math.fsum(planned.count * audio_hours(planned.longest) for planned in distinct),
         )
 
 
@@ -116,11 +140,33 @@ def make_plan(spec: StudySpec) -> Plan:
         for index, stage in enumerate(stages):
             _tally_stage(tallies.setdefault(stage.kind, _Tally()), spec, arm, index)
     plan.stages = {kind: tally.count() for kind, tally in tallies.items()}
+    plan.requested = [planned for tally in tallies.values() for planned in tally.requested]
+    plan.distinct = [planned for tally in tallies.values() for planned in tally.distinct]
+    plan.disk, plan.quota_bytes = _disk(spec.resources, plan.distinct), spec.quota
     corpora = dict.fromkeys(corpus for trial in trials_of(spec) for corpus in corpora_of(trial))
     absent_corpora = [reason for corpus in corpora for reason in absent(corpus)]
     models = dict.fromkeys(trial.language_model for trial in trials_of(spec) if trial.language_model)
     plan.absent = list(dict.fromkeys([*absent_corpora, *(reason for model in models for reason in missing(model))]))
     return plan
+
+
+def _disk(resources: ResourcesSpec, distinct: Sequence[Planned]) -> DiskEstimate:
+    """Where sizes are searched, the largest of the examples count."""
+    kinds = {planned.longest.kind for planned in distinct}
+    concurrent = max((stages_at_a_time(resources, kind) for kind in kinds), default=1)
+    stages = [
+        stage
+        for planned in distinct
+        for stage in itertools.repeat(max(planned.examples, key=stage_bytes), planned.count)
+    ]
+    return disk_estimate(stages, concurrent)
+
+
+def stages_at_a_time(resources: ResourcesSpec, kind: StageKind) -> int:
+    """Worker groups for stages of this kind: `max_groups`, or else as many as the CPUs of this machine hold."""
+    group = resources.group(kind)
+    here = (os.cpu_count() or 1) // (group.workers * group.cpus_per_worker)
+    return resources.max_groups or max(1, here)
 
 
 def search_trials(spec: StudySpec, arm: str) -> int:
@@ -204,11 +250,24 @@ def _tally_stage(tally: _Tally, spec: StudySpec, arm: str, index: int) -> None:
     is_open = size(deciding) > MAX_ENUMERATED
     points = list(itertools.islice(probe_points(deciding) if is_open else finite_points(deciding), MAX_ENUMERATED))
 
-    def possible(grid: Point, seed: int | None = None) -> Stages:
-        """The stages that trials with these values of the deciding grids may ask for."""
-        matching = [at.completed(point, deciding) for point in points if grid.items() <= point.items()]
+    ends = list(itertools.islice(probe_points(deciding), MAX_ENUMERATED))
+
+    def at_points(among: Sequence[Point], grid: Point, seed: int | None) -> Stages:
+        matching = [at.completed(point, deciding) for point in among if grid.items() <= point.items()]
         stages = [at.stages(point, seed)[index] for point in matching]
         return {stage.fingerprint(): stage for stage in stages}
+
+    def ask(trials: int, grid: Point, *, seed: int | None = None, trained: Collection[str] = ()) -> Stages:
+        """Add trials with these values of the deciding grids; returns the stages that they may ask for."""
+        candidates, examples = at_points(points, grid, seed), tuple(at_points(ends, grid, seed).values())
+        replication = seed is not None
+        if candidates.keys() <= set(trained):
+            tally.ask(trials, candidates, 0, examples, replication)
+        elif is_open:
+            tally.ask_open(trials, examples, replication)
+        else:
+            tally.ask(trials, candidates, min(trials, len(candidates)), examples, replication)
+        return candidates
 
     grids = [path for path, distribution in deciding.items() if isinstance(distribution, Grid)]
     trials = Counter[tuple[tuple[str, Value], ...]]()  # of each combination of the grids that decide the stage
@@ -216,21 +275,9 @@ def _tally_stage(tally: _Tally, spec: StudySpec, arm: str, index: int) -> None:
         trials[tuple((path, grid_point[path]) for path in grids if path in grid_point)] += samples(spec, arm)
     searched: Stages = {}
     for grid, number in trials.items():
-        candidates = possible(dict(grid))
-        searched |= candidates
-        if is_open:
-            tally.ask_open(number, candidates)
-        else:
-            tally.ask(number, candidates, min(number, len(candidates)))
-
-    for seed in fresh_seeds(spec, arm):
-        candidates, number = possible({}, seed), _replicated(spec, arm)
-        if candidates.keys() <= searched.keys():  # the stage has a seed of its own: it is there from the search
-            tally.ask(number, candidates, most=0)
-        elif is_open:
-            tally.ask_open(number, candidates)
-        else:
-            tally.ask(number, candidates, min(number, len(candidates)))
+        searched |= ask(number, dict(grid))
+    for seed in fresh_seeds(spec, arm):  # a stage with a seed of its own is there from the search
+        ask(_replicated(spec, arm), {}, seed=seed, trained=searched)
 
 
 def audio_hours(stage: Stage) -> float:
@@ -262,5 +309,7 @@ def plan_as_dict(plan: Plan) -> dict[str, object]:
         "steps_without_sharing": sum(count.requested_steps for count in plan.stages.values()),
         "audio_hours": round(sum(count.distinct_audio_hours for count in plan.stages.values()), 3),
         "audio_hours_without_sharing": round(sum(c.requested_audio_hours for c in plan.stages.values()), 3),
+        "disk_bytes": plan.disk.kept_bytes,
+        "training_disk_bytes": plan.disk.training_bytes,
         "absent_corpora": plan.absent,
     }

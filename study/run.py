@@ -23,6 +23,7 @@ from trainables.lease import Lease
 from trainables.settings_file import SettingsError
 
 if TYPE_CHECKING:
+    from study.estimate import Estimate
     from study.ledger import Ledger
     from study.plan import Plan
 
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("overrides", nargs="*", metavar="path=value", help="e.g. search.trials=4")
     run.add_argument("--retry-failed", action="store_true", help="run failed trials again")
     run.set_defaults(command=_run)
+    plan.add_argument("--probe", action="store_true", help="measure a few steps here, and estimate hours and cost")
     plan.set_defaults(command=_plan)
 
     status = verbs.add_parser("status", help="how far studies are")
@@ -109,14 +111,29 @@ def _parser() -> argparse.ArgumentParser:
 
 def _plan(options: argparse.Namespace) -> int:
     from study.plan import make_plan, plan_as_dict
-    from study.terminal import make_console, plan_table
+    from study.terminal import estimate_table, make_console, plan_table
 
-    plan = make_plan(read_spec(options.sweep, options.overrides, absent_is_fine=True))
+    spec = read_spec(options.sweep, options.overrides, absent_is_fine=not options.probe)
+    if options.probe:
+        _fetch_initial_weights(spec)
+    plan = make_plan(spec)
+    try:
+        found = _probe(spec, plan) if options.probe else None
+    except KeyboardInterrupt:
+        return INTERRUPTED
     if options.json:
-        print(json.dumps(plan_as_dict(plan), indent=2))
+        print(json.dumps({**plan_as_dict(plan), **({"estimate": asdict(found)} if found else {})}, indent=2))
     else:
-        make_console().print(plan_table(plan))
+        console = make_console()
+        console.print(plan_table(plan), *([estimate_table(found)] if found else []), sep="\n")
     return DONE
+
+
+def _probe(spec: StudySpec, plan: Plan) -> Estimate:
+    from study.probe import probe
+
+    console = Console(stderr=True, markup=False)
+    return probe(spec, plan, lambda message: console.print(message, style="dim", soft_wrap=True))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -15,6 +15,7 @@ from search_spaces.space import Point, Space, sampled
 from study.constraints import violated
 from study.ledger import Ledger, Origin, Status, Trial
 from study.optuna_studies import ArmSearch, Result, result_of
+from study.pareto import non_dominated
 from study.plan import fresh_seeds, grid_of, samples
 from study.spec import StudySpec
 from study.stopping import search_is_done, seed_noise
@@ -22,9 +23,7 @@ from trainables.data.seeds import fold
 from trainables.stage import Stage
 from trainables.trial import TrialConfig, stages_of
 
-MAX_DRAWS = 1_000  # for values that meet the constraints
-
-ENDED = ("finished", "stopped", "failed")
+MAX_DRAWS = 300  # for values that meet the constraints
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,20 @@ class Search:
         self._trials: dict[str, Trial] = {}
         self._numbers: dict[str, int] = {}  # of trials, within their arm's Optuna study
         self._searched: defaultdict[str, list[str]] = defaultdict(list)  # search trials of each arm, in order
-        self._values: dict[str, float] = {}  # metric of search trials and replications, in the order of their end
-        self._by_content: dict[tuple[str, ...], str] = {}  # trial that ended with these stages
+        self._results: dict[str, Result] = {}  # of trials that have ended, in the order of their end
+        self._by_configuration: defaultdict[str, list[float]] = defaultdict(list)  # metric, for each seed
+        self._unfinished: set[str] = set()
+        self._nothing_left = False
+        self._contents = ledger.contents(spec.study)  # trial -> its stages
+        self._by_content: dict[tuple[str, ...], str] = {}  # trial that ended first with these stages
         self._searches: dict[str, ArmSearch] = {}
         self._grids = {arm: grid_of(spec, arm) for arm in spec.arms}
         known = ledger.trials(spec.study)
         self._waiting = deque(trial for trial in known if trial.status == "unfinished")
-        for trial in known:
+        for trial in sorted(known, key=lambda trial: trial.number):
             self._know(trial)
         for trial in sorted((t for t in known if t.ended_at is not None), key=lambda t: (t.ended_at, t.trial)):
-            self._count(trial)
+            self._count(trial, result_of(spec, ledger, trial))
 
     def propose(self) -> Proposal | None:
         """The next trial, which is in the ledger now. None: there is none until a running one ends, or at all.
@@ -62,21 +65,24 @@ class Search:
         while (proposal := next(self._proposals(), None)) is not None:
             if proposal.trial.status == "unfinished":
                 return proposal
+        self._nothing_left = True
         return None
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is running, and nothing is left to propose."""
-        return not any(trial.status == "unfinished" for trial in self._trials.values())
+        """Whether nothing is running, and nothing was left to propose."""
+        return self._nothing_left and not self._unfinished
 
     def ended(self, name: str) -> None:
         """The trial has ended; the ledger knows how."""
         trial = self.ledger.trial(self.spec.study, name)
+        result = result_of(self.spec, self.ledger, trial)
         self._trials[name] = trial
-        self._by_content.setdefault(self._content(name), name)
+        self._unfinished.discard(name)
+        self._nothing_left = False
         if trial.origin == "search" and name in self._numbers:
-            self._search_of(trial.arm, trial.grid).tell(self._numbers[name], self._result(trial))
-        self._count(trial)
+            self._search_of(trial.arm, trial.grid).tell(self._numbers[name], result)
+        self._count(trial, result)
 
     # ---- what is known -----------------------------------------------------------------------------------------
 
@@ -84,21 +90,17 @@ class Search:
         self._trials[trial.trial] = trial
         if trial.origin == "search":
             self._searched[trial.arm].append(trial.trial)
-        if trial.status in ENDED:
-            self._by_content.setdefault(self._content(trial.trial), trial.trial)
+        if trial.status == "unfinished":
+            self._unfinished.add(trial.trial)
 
-    def _count(self, trial: Trial) -> None:
-        if trial.status == "finished" and (value := self._final(trial).get(self.spec.search.metric)) is not None:
-            self._values[trial.trial] = value
-
-    def _content(self, name: str) -> tuple[str, ...]:
-        return tuple(stage["stage"] for stage in self.ledger.trial_stages(self.spec.study, name))
-
-    def _final(self, trial: Trial) -> dict[str, float]:
-        return self.ledger.final(trial.study, trial.trial)
-
-    def _result(self, trial: Trial) -> Result:
-        return result_of(self.spec, self.ledger, trial)
+    def _count(self, trial: Trial, result: Result) -> None:
+        """The trial has ended, after all that were counted before."""
+        self._results[trial.trial] = result
+        self._by_content.setdefault(self._contents[trial.trial], trial.trial)
+        if result.status == "finished":
+            without_seed = {path: value for path, value in trial.point.items() if path != "seed"}
+            configuration = json.dumps([trial.arm, without_seed], sort_keys=True)
+            self._by_configuration[configuration].append(result.objectives[0])
 
     def _search_of(self, arm: str, grid: Mapping[str, Any]) -> ArmSearch:
         """The search of an arm for one combination of its grid, with all trials that the ledger has."""
@@ -113,7 +115,8 @@ class Search:
             for name in self._searched[arm]:
                 trial = self._trials[name]
                 if trial.grid == grid and name not in self._numbers:
-                    search.add(trial.point, trial.sampler_state or {}, self._result(trial))
+                    result = self._results.get(name, Result("unfinished"))
+                    search.add(trial.point, trial.sampler_state or {}, result)
                     self._numbers[name] = search.last_number
         return self._searches[key]
 
@@ -124,7 +127,7 @@ class Search:
             for trial in self.ledger.trials(study):
                 fits = trial.arm == arm and trial.grid == grid and _could_draw(space, trial.point)
                 if fits and trial.origin == "search" and trial.ended_at is not None and trial.ended_at < began:
-                    result = self._result(trial)
+                    result = result_of(self.spec, self.ledger, trial)
                     if result.status == "finished":
                         yield trial, result
 
@@ -149,7 +152,8 @@ class Search:
         stop = self.spec.stop
         if stop.target is None and stop.no_improvement is None:
             return None
-        values = [value for name, value in self._values.items() if self._is_search_of(name, arm)]
+        finished = [name for name, result in self._results.items() if result.status == "finished"]
+        values = [self._results[name].objectives[0] for name in finished if self._is_search_of(name, arm)]
         return search_is_done(stop, values, self._noise())
 
     def _is_search_of(self, name: str, arm: str) -> bool:
@@ -157,27 +161,23 @@ class Search:
 
     def _noise(self) -> float:
         patience = self.spec.stop.no_improvement
-        if patience is None or patience.noise is not None:
-            return patience.noise or 0.0 if patience else 0.0
-        groups: defaultdict[str, list[float]] = defaultdict(list)
-        for name, value in self._values.items():
-            trial = self._trials[name]
-            without_seed = {path: value for path, value in trial.point.items() if path != "seed"}
-            groups[json.dumps([trial.arm, without_seed], sort_keys=True)].append(value)
-        return seed_noise(groups.values())
+        if patience is None:
+            return 0.0
+        return seed_noise(self._by_configuration.values()) if patience.noise is None else patience.noise
 
     def _new_search(self, arm: str, number: int, grid: Point, sample: int) -> Proposal:
         """A trial of the arm; `sample` counts those with the same values of the grid."""
         search = self._search_of(arm, grid)
         given = self.spec.arms[arm].try_first[sample : sample + 1]
+        rejected: list[dict[str, Any]] = []
         for attempt in range(MAX_DRAWS):
             point, state = search.draw(number, grid, given[0] if given else {}, attempt)
             config = self.spec.trial_config(arm, point)
             stages = stages_of(config)
             if given or attempt == MAX_DRAWS - 1 or not violated(self.spec.search.constraints, stages):
                 break
-            search.reject()
-        state |= {"rejected": attempt} if attempt else {}
+            rejected.append({"point": point, **state})
+        state |= {"rejected": rejected} if rejected else {}
         name = f"{arm}-{number:03d}"
         self._numbers[name] = search.last_number
         self._searched[arm].append(name)
@@ -189,15 +189,27 @@ class Search:
             searched = [self._trials[name] for name in self._searched[arm]]
             if any(trial.status == "unfinished" for trial in searched):
                 continue
-            values = [(self._values[t.trial], t.trial, t) for t in searched if t.trial in self._values]
-            best = _without_copies([t for *_, t in sorted(values, key=lambda found: found[:2])])
-            for trial in best[: self.spec.replication.top]:
+            for trial in self._best(searched):
                 for seed in fresh_seeds(self.spec, arm):
                     name = f"{trial.trial}-seed{seed}"
                     if name not in self._trials:
                         config = self.spec.trial_config(arm, trial.point, seed)
                         fresh = self._trial(name, arm, trial.number, "replication", trial.grid, trial.point, config, {})
                         yield self._record(fresh, config)
+
+    def _best(self, searched: Sequence[Trial]) -> list[Trial]:
+        """The best `replication.top` configurations: by the metric, and with several objectives front after front."""
+        finished = [trial for trial in searched if self._results[trial.trial].status == "finished"]
+        left = _without_copies(sorted(finished, key=lambda trial: (self._objectives(trial)[0], trial.trial)))
+        top, best = self.spec.replication.top, list[Trial]()
+        while left and len(best) < top and self.spec.search.also_minimise:
+            front = {left[index].trial for index in non_dominated([self._objectives(trial) for trial in left])}
+            best += [trial for trial in left if trial.trial in front]
+            left = [trial for trial in left if trial.trial not in front]
+        return [*best, *left][:top]
+
+    def _objectives(self, trial: Trial) -> tuple[float, ...]:
+        return self._results[trial.trial].objectives
 
     def _trial(
         self,
@@ -245,6 +257,8 @@ class Search:
             sampler_state=trial.sampler_state,
         )
         self._trials[trial.trial] = trial
+        self._contents[trial.trial] = content
+        self._unfinished.add(trial.trial)
         equal = self._trials.get(self._by_content.get(content, ""))
         if broken := violated(self.spec.search.constraints, stages):
             self._end(trial, "failed", f"not trained: it has {broken}")

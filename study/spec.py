@@ -256,6 +256,12 @@ class StudySpec(Config):
         return named or [(other, first) for other in others]
 
     @model_validator(mode="after")
+    def _costs_are_known(self) -> Self:
+        if self.stop.cost is not None and not self.resources.node_prices:
+            raise ValueError("stop.cost needs prices; give resources.node_prices, e.g. {default: 2.5} for an hour")
+        return self
+
+    @model_validator(mode="after")
     def _baselines(self) -> Self:
         for name, arm in self.arms.items():
             if arm.baseline is not None and (arm.baseline not in self.arms or arm.baseline == name):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import ByteSize
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -22,6 +23,7 @@ from study.answer import (
     rate_text,
     shown_rates,
 )
+from study.estimate import Estimate, Spending
 from study.ledger import Ledger, Trial
 from study.plan import Plan
 from study.spec import METRICS, StudySpec
@@ -74,7 +76,48 @@ def plan_table(plan: Plan) -> Group:
             f"{saved:.1f} audio hours" if saved else "",
         )
     absent = [Text(f"not on this machine: {reason}", style="yellow") for reason in plan.absent]
-    return Group(arms, stages, Text(f"{plan.trials} trials at most"), *absent)
+    return Group(arms, stages, Text(f"{plan.trials} trials at most"), *_disk_lines(plan), *absent)
+
+
+def _disk_lines(plan: Plan) -> list[Text]:
+    kept, training = plan.disk.kept_bytes, plan.disk.training_bytes
+    lines = [Text(f"about {bytes_text(kept)} on disk when done, {bytes_text(training)} more while training")]
+    if plan.quota_bytes is not None and kept > plan.quota_bytes:
+        quota = bytes_text(plan.quota_bytes)
+        lines.append(Text(f"more than the quota of {quota}: stages that nothing needs will go", style="yellow"))
+    return lines
+
+
+def bytes_text(number: int) -> str:
+    """`1.2 GB`."""
+    return ByteSize(number).human_readable(decimal=True, separator=" ")
+
+
+def estimate_table(found: Estimate) -> Group:
+    """Hours and money, by kind of stage and in total."""
+    table = Table(title="Full training, as measured on this machine (at most)", title_justify="left")
+    table.add_column("stage")
+    with_cost = found.shared.cost is not None
+    headings = ("probed", "distinct", "one takes", "accelerator hours", "without sharing")
+    for heading in (*headings, *(("cost", "cost without sharing") if with_cost else ())):
+        table.add_column(heading, justify="right")
+    for kind, stages in found.stages.items():
+        one = duration(stages.mean_seconds)
+        spent = _spending_cells(stages.shared, stages.unshared)
+        table.add_row(kind, str(stages.shapes), str(stages.trained), one, *spent)
+    table.add_row("total", "", "", "", *_spending_cells(found.shared, found.unshared), end_section=True)
+    elapsed, unshared = (duration(3600 * spending.elapsed_hours) for spending in (found.shared, found.unshared))
+    lines = [Text(f"about {elapsed} elapsed, {unshared} without sharing; less where trials are stopped early")]
+    low, high = found.least_accelerator_hours, found.most_accelerator_hours
+    if high > 1.05 * low:
+        lines.append(Text(f"between {low:.3g} and {high:.3g} accelerator hours, as sizes are drawn"))
+    return Group(table, *lines)
+
+
+def _spending_cells(shared: Spending, unshared: Spending) -> list[str]:
+    hours = [f"{spending.accelerator_hours:.3g}" for spending in (shared, unshared)]
+    costs = [f"{spending.cost:.2f}" for spending in (shared, unshared) if spending.cost is not None]
+    return [*hours, *costs]
 
 
 def model_table(sizes: Sequence[ModelSize]) -> Table:

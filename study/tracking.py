@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.ledger import CurvePoint, Ledger, Trial
+from study.ledger import MEASURED, CurvePoint, Ledger, Status, Trial
 from study.spec import without_passwords
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 SYNC_SECONDS = 3.0
+_ENDINGS: dict[Status, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 BATCH = 1_000  # metrics in one request: MLflow's limit
 MAX_PARAM = 500  # characters in a parameter that every version of MLflow accepts
 
@@ -92,7 +93,7 @@ class Mirror:
                 self._client.set_tag(run, "study.cause", trial.cause[:MAX_PARAM])
             elif "study.cause" in self._client.get_run(run).data.tags:  # of an earlier attempt
                 self._client.delete_tag(run, "study.cause")
-            self._set_status(run, "FINISHED" if trial.status == "finished" else "FAILED", trial.ended_at)
+            self._set_status(run, _ENDINGS[trial.status], trial.ended_at)
             self._ended.add(trial.trial)
 
     def _log_cost(self, run: str, trial: Trial) -> None:
@@ -112,7 +113,7 @@ class Mirror:
             )
 
     def _set_status(self, run: str, status: str, ended_at: float | None = None) -> None:
-        if status in ("RUNNING", "KILLED"):
+        if status == "RUNNING" or (status == "KILLED" and ended_at is None):
             self._client.update_run(run, status=status)
         else:
             self._client.set_terminated(run, status, round((ended_at or time.time()) * 1000))
@@ -167,6 +168,8 @@ def _tags(trial: Trial, parent: str) -> dict[str, str]:
 
 def _metric(point: CurvePoint) -> str:
     """dev and test metrics under their own name, comparable between arms; training losses under their stage's."""
+    if point.metric in MEASURED:
+        return f"cost/{point.metric}"
     return point.metric if point.metric.startswith(("dev_", "test_")) else f"{point.kind}/{point.metric}"
 
 

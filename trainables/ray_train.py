@@ -220,8 +220,11 @@ class WorkerGroups:
 
     async def is_wanted(self, group_id: int, turn: int) -> bool:
         """Whether a worker should go on: a trial wants the stage, and no other worker of the group has failed."""
-        request = self._request(group_id, turn)
-        return bool(request.followers) and not request.has_failed
+        return await self.is_followed(group_id, turn) and not self._request(group_id, turn).has_failed
+
+    async def is_followed(self, group_id: int, turn: int) -> bool:
+        """Whether a trial wants the stage."""
+        return bool(self._request(group_id, turn).followers)
 
     async def end(self, group_id: int, turn: int, outcome: Outcome) -> None:
         """Record how that stage ended for one worker of the group."""
@@ -344,16 +347,21 @@ def _work(config: dict[str, Any]) -> None:
             report=functools.partial(_report, groups, group_id, turn),
             is_wanted=functools.partial(_is_wanted, groups, group_id, turn),
         )
-        _tidy(stage, outcome, StageStore(settings.storage))
+        wanted = bool(ray.get(groups.is_followed.remote(group_id, turn)))
+        _tidy(stage, outcome, StageStore(settings.storage), keep_checkpoint=wanted)
         ray.get(groups.end.remote(group_id, turn, outcome))
 
 
-def _tidy(stage: Stage, outcome: Outcome, store: StageStore) -> None:
+def _tidy(stage: Stage, outcome: Outcome, store: StageStore, *, keep_checkpoint: bool) -> None:
     """A killed process leaves its lease, and a stage that nobody wants its checkpoint."""
-    if outcome.status in ("failed", "stopped"):
-        store.lease(stage).held_by_another()  # a dead holder's is removed
-    if outcome.status == "stopped":
-        store.discard(stage)
+    if outcome.status not in ("failed", "stopped"):
+        return
+    lease = store.lease(stage)
+    lease.held_by_another()  # a dead holder's is removed
+    if outcome.status == "stopped" and not keep_checkpoint:
+        with lease.hold() as held:  # not while another worker, or another study, runs it
+            if held:
+                store.discard(stage)
 
 
 def _place(size: GroupSize) -> Place:

@@ -127,6 +127,7 @@ def _run_forked(run: Callable[..., Outcome], order: dict[str, Any], messages: in
     """In the new process: run the stage, and leave."""
     os.setpgid(0, 0)  # what it starts is killed with it
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the orders are not for it
     try:
         stage, place = Stage.model_validate(order["stage"]), Place(**order["place"])
         outcome = run(stage, place, lambda report: _send(messages, {"report": report.model_dump()}))
@@ -137,18 +138,26 @@ def _run_forked(run: Callable[..., Outcome], order: dict[str, Any], messages: in
 
 
 def _wait(pid: int, orders: _Lines) -> int:
-    """Wait for the process, and kill it when an order to stop comes, or the orders end. Returns its wait status."""
+    """Wait for the process, and kill it when an order to stop comes, or the orders end. Returns its wait status.
+
+    What it has started ends with it.
+    """
     ended = os.pidfd_open(pid)
     while True:
         ready, _, _ = select.select([ended, *orders.waiting], [], [])
         if ended in ready:
             os.close(ended)
+            _kill_group(pid)  # before the wait: until then, no other process can have this number
             return os.waitpid(pid, 0)[1]
         with contextlib.suppress(EOFError):
             orders.read()  # `stop`
         os.kill(pid, signal.SIGKILL)
-        with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
-            os.killpg(pid, signal.SIGKILL)
+        _kill_group(pid)
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has no group of its own yet
+        os.killpg(pid, signal.SIGKILL)
 
 
 class _Lines:

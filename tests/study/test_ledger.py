@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from study.ledger import SCHEMA_VERSION, Ledger, LedgerError
+from study.ledger import SCHEMA_VERSION, Evaluation, Ledger, LedgerError, Spent
 from study.spec import StudySpec
 from tests.study.builders import (
     LEARNING_RATE,
@@ -26,6 +27,7 @@ from tests.study.builders import (
     report,
     run_trial,
     spec_of,
+    supervised,
 )
 from trainables.stage import Report
 
@@ -222,7 +224,7 @@ class TestCurves:
         ]
         # One metric: the cost of the stage that does not have it is in all the same.
         assert [(p.step, p.value) for p in ledger.curve("race", name, "dev_cer")] == [(120, 0.8), (140, 0.4)]
-        assert ledger.final("race", name) == {"loss": 1.0, "dev_cer": 0.4}
+        assert ledger.final("race", name) == {"loss": 1.0, "dev_cer": 0.4, "accelerator_hours": 220 / 3600}
 
     def test_a_shared_stage_is_part_of_every_trial_that_uses_it(self, ledger: Ledger, tmp_path: Path) -> None:
         arms = {"one": {"trial": pretrain_finetune()}, "two": {"trial": pretrain_finetune(learning_rate=1e-4)}}
@@ -240,20 +242,30 @@ class TestCurves:
         for step in (30, 10, 20):
             ledger.append(stage.fingerprint(), [report(step, dev_cer=step / 100)])
         assert [p.step for p in ledger.curve("race", name)] == [10, 20, 30]
-        assert ledger.final("race", name) == {"dev_cer": 0.3}
+        assert ledger.final("race", name) == {"dev_cer": 0.3, "accelerator_hours": 30 / 3600}
 
     def test_the_results_on_dev_are_those_of_the_weights_that_were_kept(self, ledger: Ledger, spec: StudySpec) -> None:
         name, (stage,) = add_trial(ledger, spec, "slow")
         kept = {"kept_step": 10.0, "kept_dev_wer": 0.5, "kept_dev_cer": 0.2}
         last = report(20, dev_wer=0.7, dev_cer=0.1, **kept, test_wer=0.6)
         ledger.append(stage.fingerprint(), [report(10, dev_wer=0.5, dev_cer=0.2), last])
-        assert ledger.final("race", name) == {"dev_wer": 0.5, "dev_cer": 0.2, **kept, "test_wer": 0.6}
+        found = {"dev_wer": 0.5, "dev_cer": 0.2, **kept, "test_wer": 0.6, "accelerator_hours": 20 / 3600}
+        assert ledger.final("race", name) == found
 
     def test_without_points_there_is_none(self, ledger: Ledger, spec: StudySpec) -> None:
         name, _ = add_trial(ledger, spec, "slow")
         assert ledger.curve("race", name) == []
         assert ledger.final("race", name) == {}
         assert ledger.final("race", "nobody") == {}
+
+    def test_the_contents_of_trials_are_their_stages_in_order(self, ledger: Ledger, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path, arms={"one": {"trial": pretrain_finetune()}, "two": {"trial": supervised()}})
+        expected = {}
+        for arm in spec.arms:
+            name, stages = add_trial(ledger, spec, arm)
+            expected[name] = tuple(stage.fingerprint() for stage in stages)
+        assert ledger.contents("race") == expected
+        assert ledger.contents("another") == {}
 
 
 class TestRanking:
@@ -309,6 +321,44 @@ class TestStudies:
             again.curve("race", name),
             again.trial_stages("race", name),
         ) == seen
+
+
+# The tables that changed since version 1, as it made them.
+VERSION_1 = """
+alter table studies drop column ended_at;
+alter table trials drop column sampler_state;
+drop table runs;
+drop table evaluations;
+update schema set version = 1;
+"""
+
+
+class TestEarlierVersions:
+    def test_a_ledger_of_version_1_is_read_and_goes_on(self, tmp_path: Path, spec: StudySpec) -> None:
+        first = open_study(spec)
+        name = run_trial(first, spec, "slow", curve={10: 0.9, 20: 0.1})
+        add_trial(first, spec, "fast")
+        seen = (first.trials("race"), first.curve("race", name), first.trial_stages("race", name))
+        study = first.study("race")
+        first.close()
+        with closing(sqlite3.connect(tmp_path / "ledger.db")) as db:
+            db.executescript(VERSION_1)
+        for _ in range(2):  # the second time it is of this version
+            with closing(Ledger.in_folder(tmp_path)) as again:
+                assert (again.trials("race"), again.curve("race", name), again.trial_stages("race", name)) == seen
+                assert again.study("race") == study
+                assert not again.is_over("race")
+                assert again.evaluations("race") == []
+                assert again.spent("race") == Spent(0.0, 0.0, 0.0)
+        with closing(open_study(spec)) as later:
+            evaluation = Evaluation("fast-000", 0.5, [0.25])
+            later.add_evaluation("race", evaluation)
+            assert later.evaluations("race") == [evaluation]
+            later.end_trial("race", "fast-000", "stopped", "not among the best")
+            later.end_study("race")
+            assert later.is_over("race")
+            assert later.count("race") == {"unfinished": 0, "finished": 1, "failed": 0, "stopped": 1}
+        assert rows(tmp_path, "select version from schema") == [(SCHEMA_VERSION,)]
 
 
 class TestMirrorCursor:

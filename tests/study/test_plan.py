@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import random
 import subprocess
 import sys
@@ -14,11 +16,14 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import search_spaces
 from search_spaces.space import Point, Space, grid_points
-from study.plan import audio_hours, make_plan, plan_as_dict
-from study.spec import StudySpec
+from study.disk import disk_estimate, stage_bytes
+from study.plan import audio_hours, make_plan, plan_as_dict, stages_at_a_time
+from study.spec import ResourcesSpec, StudySpec
+from study.terminal import plan_table
 from tests.study.builders import pretrain_finetune, spec_of, supervised
 from trainables.stage import Stage
 from trainables.trial import stages_of
@@ -336,6 +341,71 @@ class TestArms:
         arms = {"one": {"trial": pretrain_finetune()}, "two": {"trial": supervised()}}
         plan = make_plan(study(arms))
         assert [arm.stages for arm in plan.arms.values()] == [("pretrain", "finetune"), ("supervised",)]
+
+
+class TestDisk:
+    """The bytes of a stage are tested with `study.disk`."""
+
+    def test_is_that_of_every_distinct_stage_and_of_the_groups_at_a_time(self) -> None:
+        space = {"model.gru_layers": grid(1, 2, 3), f"{FINETUNE}.learning_rate": grid(1e-4, 1e-3)}
+        spec = one_arm(space).with_(resources={"max_groups": 2})
+        distinct = [stage for stages in brute_force(spec).distinct.values() for stage in stages.values()]
+        assert make_plan(spec).disk == disk_estimate(distinct, concurrent=2)
+        assert plan_as_dict(make_plan(spec))["disk_bytes"] == sum(map(stage_bytes, distinct))
+
+    def test_where_the_groups_are_not_limited_as_many_train_as_this_machine_has_cpus_for(self) -> None:
+        resources = ResourcesSpec(cpus_per_worker=1, stages={"pretrain": {"workers": 10_000}})
+        assert stages_at_a_time(resources, "finetune") == os.cpu_count()
+        assert stages_at_a_time(resources, "pretrain") == 1
+        assert stages_at_a_time(ResourcesSpec(max_groups=3), "finetune") == 3
+
+    def test_of_a_size_that_is_searched_is_that_of_the_largest(self) -> None:
+        widths = {"model.gru_width": {"kind": "int", "low": 16, "high": 64}, f"{FINETUNE}.learning_rate": RATE}
+        largest = {"model.gru_width": 64, f"{FINETUNE}.learning_rate": 1e-3}
+        spec = one_arm(widths, trials=2)
+        stages = stages_of(spec.trial_config("arm", largest))
+        assert make_plan(spec).disk.kept_bytes == pytest.approx(2 * sum(map(stage_bytes, stages)), rel=0.01)
+
+    def test_beyond_the_quota_is_said(self) -> None:
+        spec = one_arm({})
+        kept = make_plan(spec).disk.kept_bytes
+        assert "on disk when done" in shown(spec)
+        assert "quota" not in shown(spec.with_(quota=kept))
+        assert "more than the quota" in shown(spec.with_(quota=kept - 1))
+
+
+def shown(spec: StudySpec) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(plan_table(make_plan(spec)))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+class TestWhatIsPlanned:
+    def test_examples_of_a_searched_stage_are_the_ends_of_intervals_and_all_choices(self) -> None:
+        space = {"model.gru_layers": pick(1, 2, 3), f"{FINETUNE}.learning_rate": RATE}
+        plan = make_plan(one_arm(space, trials=2, seeds=1))
+        finetunings = [planned for planned in plan.distinct if planned.longest.kind == "finetune"]
+        assert [(planned.count, planned.replication) for planned in finetunings] == [(2, False), (1, True)]
+        for planned in finetunings:
+            assert len(planned.examples) == 3 * 2
+            assert {s.phases[0].learning_rates["backbone"] for s in planned.examples} == {1e-4, 1e-2}
+
+    def test_stages_that_are_all_trained_stand_for_themselves(self) -> None:
+        plan = make_plan(one_arm({"model.gru_layers": pick(1, 2), f"{FINETUNE}.learning_rate": RATE}, trials=5))
+        pretrainings = [planned for planned in plan.distinct if planned.longest.kind == "pretrain"]
+        assert [(planned.count, planned.examples) for planned in pretrainings] == [
+            (1, (planned.longest,)) for planned in pretrainings
+        ]
+        assert len(pretrainings) == 2
+
+    @settings(max_examples=20, deadline=None)
+    @given(grids())
+    def test_what_is_planned_adds_up_to_the_counts(self, space: dict[str, Any]) -> None:
+        plan = make_plan(one_arm(space, seeds=1))
+        for kind, count in plan.stages.items():
+            assert sum(p.count for p in plan.requested if p.longest.kind == kind) == count.requested
+            assert sum(p.count for p in plan.distinct if p.longest.kind == kind) == count.distinct
 
 
 PROGRAM = """

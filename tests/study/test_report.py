@@ -447,6 +447,7 @@ class TestStatusCommand:
             "question": spec.question,
             "finished": 8,
             "failed": 2,
+            "stopped": 0,
             "unfinished": 1,
             "best": {"trial": "fast-000", "metric": "dev_cer", "value": pytest.approx(0.1)},
         }

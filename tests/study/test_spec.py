@@ -167,7 +167,43 @@ class TestErrors:
             (
                 "{trials: 3}",
                 "{trials: 3, sampler: {kind: x}}",
-                "19:31: search.sampler.kind: unknown kind 'x'; known: random, tpe",
+                "19:31: search.sampler.kind: unknown kind 'x'; known: cma_es, gp, nsga2, nsga3, quasi_random, "
+                "random, tpe",
+            ),
+            (
+                "{trials: 3}",
+                "{trials: 3, sampler: {kind: tpe, group: true}}",
+                "19:21: search.sampler: group: true models groups of parameters together; give multivariate: true, too",
+            ),
+            (
+                "search: {trials: 3}",
+                "search: {trials: 3, sampler: {kind: cma_es}, also_minimise: [parameters]}",
+                "19:1: search: cma_es minimises one objective; take tpe, nsga2, nsga3, gp, random or quasi_random",
+            ),
+            (
+                "search: {trials: 3}",
+                "search: {trials: 3, also_minimise: [parameters, parameters]}",
+                "19:1: search: also_minimise names an objective twice: parameters, parameters",
+            ),
+            # resources
+            (
+                "search: {",
+                "resources: {gpus_per_worker: 1.5}\nsearch: {",
+                "19:1: resources: gpus_per_worker is a part of one GPU or whole GPUs, got 1.5",
+            ),
+            ("search: {", "quota: 50XB\nsearch: {", "19:1: quota: could not interpret byte unit: XB, got '50XB'"),
+            # values to try first
+            (
+                "    space:",
+                "    try_first: [{regime.train.learning_rte: 1e-3}]\n    space:",
+                "6:3: arms.one: try_first names 'regime.train.learning_rte', which is not sampled here; did you mean "
+                "'regime.train.learning_rate'?",
+            ),
+            (
+                "    space:",
+                "    try_first: [{regime.train.learning_rate: 1e-3}, {regime.train.learning_rate: 0.5}]\n    space:",
+                "6:3: arms.one: try_first gives 'regime.train.learning_rate' the value 0.5, which its distribution "
+                "cannot draw",
             ),
             ("        kind: supervised\n", "", "8:7: arms.one.trial.regime: needs a `kind`"),
             ("{kind: log_uniform, low", "{low", "12:7: arms.one.space.regime.train.learning_rate: needs a `kind`"),

@@ -1,0 +1,278 @@
+"""Stages in processes of their own: real training, and stages that crash, leak, spoil, fork and hang."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import bl_just
+from tests.trainables.misbehaving import LEAKED_BYTES, Behaviour, misbehaving, started
+from tests.trainables.test_lease import eventually
+from tests.trainables.test_loop import run, stages, weights, without_times
+from tests.trainables.test_resume import supervised
+from trainables.stage import Report, Stage
+from trainables.stage_process import Outcome, Place, StageProcesses
+from trainables.store import StageStore
+
+MISBEHAVING = "tests.trainables.misbehaving"
+OR_TRAINING = "tests.trainables.misbehaving_or_training"
+ALONE = Place()
+FAILURES = {
+    Behaviour.SEGFAULTS: r"its process was killed by SIGSEGV",
+    Behaviour.IS_KILLED: r"its process was killed by SIGKILL; the machine may have run out of memory",
+    Behaviour.EXITS: r"its process ended with code 3 before the stage did",
+    Behaviour.RAISES: r"ValueError: a corpus that nobody can read \(misbehaving.py:\d+\)",
+    Behaviour.CALLS_EXIT: r"SystemExit: enough \(misbehaving.py:\d+\)",
+    Behaviour.PRINTS: r"ValueError: after printing \(misbehaving.py:\d+\)",
+    Behaviour.BREAKS_OFF: r"its process was killed by SIGKILL; the machine may have run out of memory",
+}
+SUCCESSES = [
+    Behaviour.REPORTS,
+    Behaviour.LEAKS,
+    Behaviour.SPOILS,
+    Behaviour.FORKS,
+    Behaviour.READS_INPUT,
+]
+
+
+def for_ever() -> bool:
+    return True
+
+
+def not_any_more() -> bool:
+    return False
+
+
+def run_one(processes: StageProcesses, stage: Stage, is_wanted: Callable[[], bool] = for_ever) -> list[Report]:
+    """The reports of a stage that finishes."""
+    reports: list[Report] = []
+    assert processes.run(stage, ALONE, reports.append, is_wanted) == Outcome("finished")
+    return reports
+
+
+def is_alive(pid: int) -> bool:
+    """Zombies are not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def free_address() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+def ignore(report: Report) -> None:
+    """What a failing stage reports does not matter."""
+
+
+@pytest.fixture(scope="module")
+def processes(storage: Path) -> Iterator[StageProcesses]:
+    """One server for the whole file, whatever its stages do."""
+    with closing(StageProcesses(storage, 1, "cpu", OR_TRAINING)) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def stage(small_corpus: Path) -> Stage:
+    return supervised(small_corpus, 2)
+
+
+@pytest.fixture(scope="module")
+def expected(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> StageStore:
+    """A store with the stage, trained in this process."""
+    torch.set_num_threads(1)
+    store = StageStore(tmp_path_factory.mktemp("expected"))
+    run(stage, store)
+    return store
+
+
+def assert_same(stage: Stage, expected: StageStore, found: StageStore) -> None:
+    """To the last bit, times apart."""
+    one, other = expected.result(stage), found.result(stage)
+    assert one is not None
+    assert other is not None
+    assert without_times(list(other.reports)) == without_times(list(one.reports))
+    for name, tensor in weights(stage, expected).items():
+        assert torch.equal(weights(stage, found)[name], tensor), name
+
+
+# A stage and the next
+
+
+def test_a_stage_gives_what_it_gives_in_any_process(stage: Stage, expected: StageStore, tmp_path: Path) -> None:
+    with closing(StageProcesses(tmp_path, 1, "cpu")) as processes:
+        reports = run_one(processes, stage)
+        again = run_one(processes, stage)
+    assert_same(stage, expected, StageStore(tmp_path))
+    assert again == reports, "a finished stage is only reported again"
+
+
+@pytest.mark.parametrize("behaviour", FAILURES, ids=lambda behaviour: behaviour.name.lower())
+def test_a_failure_has_a_cause_and_leaves_the_next_stage_unharmed(
+    behaviour: Behaviour, processes: StageProcesses, storage: Path, stage: Stage, expected: StageStore
+) -> None:
+    outcome = processes.run(misbehaving(behaviour), ALONE, ignore, for_ever)
+    assert outcome.status == "failed"
+    assert re.fullmatch(FAILURES[behaviour], outcome.cause or "")
+    assert_next_is_unharmed(processes, storage, stage, expected)
+
+
+@pytest.mark.parametrize("behaviour", SUCCESSES, ids=lambda behaviour: behaviour.name.lower())
+def test_a_stage_that_does_what_it_likes_leaves_the_next_one_unharmed(
+    behaviour: Behaviour, processes: StageProcesses, storage: Path, stage: Stage, expected: StageStore
+) -> None:
+    run_one(processes, misbehaving(behaviour))
+    assert_next_is_unharmed(processes, storage, stage, expected)
+
+
+def assert_next_is_unharmed(processes: StageProcesses, storage: Path, stage: Stage, expected: StageStore) -> None:
+    shutil.rmtree(storage / "stages", ignore_errors=True)
+    run_one(processes, stage)
+    assert_same(stage, expected, StageStore(storage))
+
+
+def test_memory_that_stages_leak_is_free_again(processes: StageProcesses, storage: Path) -> None:
+    run_one(processes, misbehaving(Behaviour.SLEEPS))
+    server = started(storage)[-1].server
+    before = resident_bytes(server)
+    for number in range(3):
+        run_one(processes, misbehaving(Behaviour.LEAKS, number))
+    assert resident_bytes(server) - before < LEAKED_BYTES / 10
+
+
+def test_reports_arrive_complete_and_in_order(processes: StageProcesses) -> None:
+    reports = run_one(processes, misbehaving(Behaviour.REPORTS, amount=3000))
+    assert [r.step for r in reports] == list(range(1, 3001))
+    assert [r.metrics for r in reports] == [{"loss": 1 / step} for step in range(1, 3001)]
+
+
+def test_the_children_of_a_stage_end_with_it(processes: StageProcesses, storage: Path) -> None:
+    run_one(processes, misbehaving(Behaviour.FORKS))
+    assert eventually(lambda: not is_alive(int((storage / "child").read_text())))
+
+
+# Stages that are not wanted
+
+
+def test_a_stage_that_nobody_wants_is_killed_with_its_children(processes: StageProcesses, storage: Path) -> None:
+    stage = misbehaving(Behaviour.HANGS_WITH_CHILD)
+    assert processes.run(stage, ALONE, ignore, not_any_more) == Outcome("stopped")
+    assert not is_alive(started(storage)[-1].pid)
+    assert eventually(lambda: not is_alive(int((storage / "child").read_text())))
+
+
+def test_a_stage_that_was_stopped_leaves_the_next_one_unharmed(
+    processes: StageProcesses, storage: Path, stage: Stage, expected: StageStore
+) -> None:
+    assert processes.run(misbehaving(Behaviour.HANGS), ALONE, ignore, not_any_more).status == "stopped"
+    assert_next_is_unharmed(processes, storage, stage, expected)
+
+
+def test_a_stage_that_ends_before_it_is_asked_about_has_finished(processes: StageProcesses) -> None:
+    run_one(processes, misbehaving(Behaviour.SLEEPS), not_any_more)
+
+
+def test_closing_ends_the_stage_that_runs(tmp_path: Path) -> None:
+    processes = StageProcesses(tmp_path, 1, "cpu", MISBEHAVING)
+
+    def close(report: Report) -> None:
+        processes.close()
+
+    outcome = processes.run(misbehaving(Behaviour.HANGS_WITH_CHILD), ALONE, close, for_ever)
+    assert outcome.status == "failed"
+    assert eventually(lambda: not is_alive(int((tmp_path / "child").read_text())))
+
+
+# Processes that are killed
+
+
+def test_a_stage_dies_with_the_server_and_the_caller_is_told(tmp_path: Path) -> None:
+    processes = StageProcesses(tmp_path, 1, "cpu", MISBEHAVING)
+
+    def kill_server(report: Report) -> None:
+        os.kill(started(tmp_path)[-1].server, signal.SIGKILL)
+
+    with pytest.raises(RuntimeError, match="the process that starts stages ended with code -9"):
+        processes.run(misbehaving(Behaviour.HANGS), ALONE, kill_server, for_ever)
+    assert eventually(lambda: not is_alive(started(tmp_path)[-1].pid))
+
+
+CALLER = """
+import sys, pathlib
+from trainables.stage import Stage
+from trainables.stage_process import Place, StageProcesses
+processes = StageProcesses(pathlib.Path(sys.argv[1]), 1, "cpu")
+processes.run(Stage.model_validate_json(sys.argv[2]), Place(), lambda report: None, lambda: True)
+"""
+
+
+@pytest.mark.parametrize("victim", ["server", "caller"])
+def test_the_lease_of_a_stage_is_free_at_once_when_what_runs_it_is_killed(
+    victim: str, small_corpus: Path, tmp_path: Path
+) -> None:
+    """Without waiting until the lease is stale."""
+    long = supervised(small_corpus, 100_000)
+    lease = StageStore(tmp_path).lease(long)
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path), long.model_dump_json()])
+    try:
+        assert eventually(lambda: lease.path.exists())
+        stage_pid = int(lease.path.read_text().split()[1])
+        server_pid = parent(stage_pid)
+        assert lease.held_by_another()
+        os.kill(server_pid if victim == "server" else caller.pid, signal.SIGKILL)
+        assert eventually(lambda: not lease.held_by_another())
+        assert eventually(lambda: not is_alive(server_pid))
+        assert not is_alive(stage_pid)
+    finally:
+        caller.kill()
+        caller.wait()
+
+
+# Several workers
+
+
+def test_two_workers_train_as_one(small_corpus: Path, tmp_path: Path) -> None:
+    """Over gloo. Tolerance 2e-3 relative: the order of float32 sums differs."""
+    (joint, _) = stages(small_corpus, bl_just(4))
+    address = free_address()
+
+    def work(rank: int) -> tuple[Outcome, list[Report]]:
+        reports: list[Report] = []
+        with closing(StageProcesses(tmp_path / "two", 1, "cpu")) as processes:
+            return processes.run(joint, Place(rank, 2, address), reports.append, for_ever), reports
+
+    with ThreadPoolExecutor() as threads:
+        (first, reports), (second, none) = threads.map(work, range(2))
+    assert (first, second) == (Outcome("finished"), Outcome("finished"))
+    assert none == [], "the first worker reports"
+    for two, one in zip(reports, run(joint, StageStore(tmp_path / "one")), strict=True):
+        assert two.step == one.step
+        assert two.metrics == pytest.approx(one.metrics, rel=2e-3, abs=2e-3)
