@@ -37,8 +37,8 @@ NO_REPLICATION = {"top": 1, "seeds": 0}
 RANDOM = {"kind": "random"}
 TPE = {"kind": "tpe", "startup_trials": 3}
 NSGA2 = {"kind": "nsga2", "population": 3}
-FOR_ONE_OBJECTIVE = {"cma_es": {"kind": "cma_es", "startup_trials": 2}}
-FOR_ANY = {
+FOR_ONE_OBJECTIVE: dict[str, dict[str, Any]] = {"cma_es": {"kind": "cma_es", "startup_trials": 2}}
+FOR_ANY: dict[str, dict[str, Any]] = {
     "random": RANDOM,
     "quasi_random": {"kind": "quasi_random"},
     "tpe": TPE,
