@@ -9,7 +9,7 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m study.run search_spaces/quickstart.yaml
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

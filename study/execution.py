@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import functools
+import math
 import os
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import ray
 import ray.tune
 from ray.tune.experiment.trial import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from cluster.connect import HEAD_SLIVER
 from cluster.nodes import GroupSize, autoscales, groups_that_fit, possible_nodes, present_nodes, refuse_infeasible
 from study.garbage import fit
 from study.ledger import Ledger
+from study.relay import run_trial
 from study.search import Proposal, Search
 from study.spec import GpSampler, ResourcesSpec, StudySpec, TpeSampler
 from study.stopper import Stopper
 from study.stopping import budget_is_spent
 from study.watcher import Watcher
 from trainables import stage_process
-from trainables.ray_train import GroupSettings, GroupsState, News, start_worker_groups
+from trainables.ray_train import GroupSettings, GroupsState, start_worker_groups
 from trainables.stage import Report, Stage, StageKind
-from trainables.stage_process import Outcome
-from trainables.store import StageStore
-from trainables.trial import TrialConfig, stages_of
+from trainables.trial import stages_of
 
-LEASE_POLL_SECONDS = 1.0
 LOOK_SECONDS = 1.0  # between looks at the worker groups
 MISSING_SECONDS = 60.0  # between words about a group that does not start
 QUOTA_SECONDS = 30.0  # between looks at the disk
@@ -45,14 +44,15 @@ def run_trials(
     before anything starts when the cluster can never hold a worker group.
     """
     wanted = spec.resources
-    sizes = {group_size(wanted, stage.kind) for arm in spec.arms for stage in stages_of(spec.trial_config(arm))}
-    for size in sizes:
+    sizes = {kind: group_size(wanted, kind) for kind in get_args(StageKind)}
+    used = {sizes[stage.kind] for arm in spec.arms for stage in stages_of(spec.trial_config(arm))}
+    for size in used:
         refuse_infeasible(size)
     groups = start_worker_groups(
         GroupSettings(spec.storage, wanted.max_groups, wanted.idle_seconds, dict(wanted.node_prices), stage_module)
     )
-    conductor = Conductor(spec, ledger, run, watcher, groups, sizes)
-    trainable = ray.tune.with_parameters(_run_trial, groups=groups, resources=wanted, storage=spec.storage)
+    conductor = Conductor(spec, ledger, run, watcher, groups, used)
+    trainable = ray.tune.with_parameters(run_trial, groups=groups, sizes=sizes, storage=spec.storage)
     tune(conductor, trainable, spec.storage)
     if conductor.budget_spent:
         watcher.told(f"stopped: {conductor.budget_spent}; a larger budget goes on from the last checkpoints")
@@ -69,9 +69,13 @@ def group_size(resources: ResourcesSpec, kind: StageKind) -> GroupSize:
 def tune(conductor: Conductor, trainable: Any, storage: Path) -> None:
     """Run the conductor's trials with Ray Tune, each in a light process that holds no CPU."""
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the study at once: it resumes from checkpoints
+    processes = _Processes()
+    conductor.may_take_process = processes.may_take
     ray.tune.Tuner(
         ray.tune.with_resources(trainable, ray.tune.PlacementGroupFactory([HEAD_SLIVER])),
-        tune_config=ray.tune.TuneConfig(search_alg=_Proposals(conductor), num_samples=-1, reuse_actors=True),
+        tune_config=ray.tune.TuneConfig(
+            search_alg=_Proposals(conductor), scheduler=processes, num_samples=-1, reuse_actors=True
+        ),
         run_config=ray.tune.RunConfig(
             name=f"{conductor.spec.study}-{time.time_ns()}",
             storage_path=str(storage / "ray"),
@@ -91,22 +95,30 @@ class Conductor:
         self.spec, self.ledger, self.search = spec, ledger, Search(spec, ledger)
         self.budget_spent: str | None = None
         self._run, self._watcher, self._groups, self._sizes = run, watcher, groups, sizes
-        self._running: dict[str, str] = {}  # trial -> fingerprint of the stage that it wants at present
+        self._running: dict[str, str] = {}  # Tune's trials -> fingerprint of the stage that each wants at present
+        self._ended: set[str] = set()  # those of them that the ledger knows to have ended
         self._stopper = Stopper(spec, ledger)
         self._done_arms: set[str] = set()
+        self._started_at = 0.0  # when the last trial was proposed
+        self.may_take_process: Callable[[float], bool] = lambda running_seconds: True
         self._room, self._looked_at, self._told_at, self._fitted_at = 0, -LOOK_SECONDS, 0.0, 0.0
 
     # ---- what runs ---------------------------------------------------------------------------------------------
 
     def propose(self) -> Proposal | None:
         """The next trial, when there is one and there is room for it."""
-        if not self._has_room():
+        if not self._has_room() or not self.may_take_process(self._running_seconds()):
             return None
         proposal = self.search.propose()
         if proposal:
             self._running[proposal.trial.trial] = proposal.stages[0].fingerprint()
+            self._started_at = time.monotonic()
             self._stopper.add(proposal.trial, proposal.stages)
         return proposal
+
+    def _running_seconds(self) -> float:
+        """How long the last trial has been running, infinite when none is."""
+        return time.monotonic() - self._started_at if self._running else math.inf
 
     def _has_room(self) -> bool:
         """As many different stages run at a time as the cluster holds groups, which may change while the study runs.
@@ -124,7 +136,7 @@ class Conductor:
 
     def relayed(self, trial: str, stage: Stage, reports: list[Report]) -> None:
         """Reports of a running trial, for the ledger and for early stopping."""
-        if trial not in self._running:
+        if trial in self._ended:
             return  # it was stopped
         self._running[trial] = stage.fingerprint()
         self.ledger.append(stage.fingerprint(), reports)
@@ -138,12 +150,16 @@ class Conductor:
         """The trial has ended. The first word counts; a study that stops leaves its trials unfinished."""
         if self.budget_spent and status != "finished":
             return
-        self._running.pop(trial, None)
+        self._ended.add(trial)
         if self.ledger.end_trial(self.spec.study, trial, status, cause):
             self.search.ended(trial)
             self._watcher.trial_ended(trial)
             self._tell_of_arms()
             self._keep_quota()
+
+    def left(self, trial: str) -> None:
+        """The trial's process is free. Only now is there room for the next one, which then takes the same process."""
+        self._running.pop(trial, None)
 
     def look(self) -> None:
         """Account for what is spent, see what the cluster holds now, and tell when something does not start."""
@@ -234,10 +250,40 @@ class _Events(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
 
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         self._conductor.ended(trial.config["trial"], "failed", "the trial ended without a result")
+        self._conductor.left(trial.config["trial"])
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = str(trial.get_error() or "the trial's process died").strip().splitlines()
         self._conductor.ended(trial.config["trial"], "failed", lines[-1])
+        self._conductor.left(trial.config["trial"])
+
+
+class _Processes(FIFOScheduler):  # type: ignore[misc]  # Ray has no types
+    """Runs trials as they come, in as few processes as do: a new one costs a second of imports.
+
+    Tune by itself starts one for a trial whenever none is free, gives the trial another one that becomes free
+    meanwhile, and throws the new one away; and it keeps no more free ones than trials are waiting, which is one here.
+    """
+
+    KEPT = 1_000
+    STARTING = 4  # at a time
+    SHORT_SECONDS = 1.0  # a trial that runs for longer than this does not soon leave its process to another
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tune: Any = None
+
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        self._tune = tune_controller
+        kept = tune_controller._actor_cache
+        kept.increase_max(trial.placement_group_factory, by=max(0, self.KEPT - kept.total_max_objects))
+
+    def may_take(self, running_seconds: float) -> bool:
+        """Whether one more trial may start, when the last one has been running for so long."""
+        if self._tune is None or self._tune._actor_cache.num_cached_objects:
+            return True
+        starting = self._tune._actor_manager.num_pending_actors
+        return bool(starting < self.STARTING and running_seconds > self.SHORT_SECONDS)
 
 
 class _Budget(ray.tune.Stopper):  # type: ignore[misc]  # Ray has no types
@@ -254,56 +300,3 @@ class _Budget(ray.tune.Stopper):  # type: ignore[misc]  # Ray has no types
 
     def stop_all(self) -> bool:
         return self._conductor.budget_spent is not None
-
-
-def _run_trial(config: dict[str, Any], groups: Any, resources: ResourcesSpec, storage: Path) -> None:
-    """One trial, in a light process: its stages one after another, each trained by whichever group takes it."""
-    store = StageStore(storage)
-    for stage in stages_of(TrialConfig.model_validate(config["config"])):
-        size, relay = group_size(resources, stage.kind), functools.partial(_relay, stage)
-        outcome = _run_stage(config["trial"], stage, store, groups, size, relay)
-        if outcome.status == "stopped":
-            return  # the driver, which stopped it, has recorded that
-        if outcome.status == "failed":
-            ray.tune.report({"status": "failed", "cause": f"{stage.kind}: {outcome.cause}"})
-            return
-    ray.tune.report({"status": "finished", "cause": None})
-
-
-def _run_stage(
-    trial: str,
-    stage: Stage,
-    store: StageStore,
-    groups: Any,
-    size: GroupSize,
-    relay: Callable[[list[Report]], None],
-) -> Outcome:
-    """See to it that the stage is in the store, relaying its whole curve."""
-    lease = store.lease(stage)
-    while True:
-        if result := store.result(stage):
-            relay(list(result.reports))
-            return Outcome("finished")
-        if lease.held_by_another():  # wait here: a trial holds no accelerator
-            time.sleep(LEASE_POLL_SECONDS)
-            continue
-        ray.get(groups.submit.remote(stage, size, trial))
-        outcome = _follow(trial, stage, groups, relay)
-        if outcome.status != "busy":
-            return outcome
-
-
-def _follow(trial: str, stage: Stage, groups: Any, relay: Callable[[list[Report]], None]) -> Outcome:
-    """Relay what the stage reports until it has ended."""
-    seen = 0
-    while True:
-        news: News = ray.get(groups.follow.remote(stage.fingerprint(), trial, seen))
-        if news.reports:
-            relay(news.reports)
-            seen += len(news.reports)
-        if news.outcome:
-            return news.outcome
-
-
-def _relay(stage: Stage, reports: list[Report]) -> None:
-    ray.tune.report({"stage": stage, "reports": reports})

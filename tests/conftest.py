@@ -86,3 +86,14 @@ def bl_just(steps: int = 4, **joint: Any) -> dict[str, Any]:
 def small_trial(corpus: Path, regime: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """A trial that trains in a second or two."""
     return {"corpus": {"kind": "folder", "root": str(corpus)}, "model": SMALL_MODEL, "regime": regime, **changes}
+
+
+# Each starts Ray or whole studies, whose processes would starve one another.
+ONE_AT_A_TIME = {"test_end_to_end.py", "test_sharing.py", "test_worker_groups.py", "test_probe.py", "test_starts.py"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file run in one process, one after another, and so do all that start Ray."""
+    for item in items:
+        group = "ray" if item.path.name in ONE_AT_A_TIME else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -34,7 +34,7 @@ from study.provenance import environment
 from study.spec import StudySpec
 from study.terminal import Terminal, make_console
 from study.tracking import MirrorProcess, tracking_uri
-from tests.benchmarks.noop_stages import last_report
+from tests.benchmarks.noop_stages import last_report, relay_nothing
 from trainables.ray_train import GroupSettings, start_worker_groups
 from trainables.stage import Stage
 from trainables.stage_process import Place, StageProcesses
@@ -128,15 +128,9 @@ def seconds_of_our_books(storage: Path, trials: int, concurrent: int) -> float:
     with Terminal(make_console(), spec, make_plan(spec), ledger) as terminal:
         conductor = Conductor(spec, ledger, run, terminal, groups, [group_size(spec.resources, "supervised")])
         started = time.monotonic()
-        tune(conductor, _relay_nothing, storage)
+        tune(conductor, relay_nothing, storage)
     assert ledger.count(spec.study)["finished"] == trials
     return time.monotonic() - started
-
-
-def _relay_nothing(config: dict[str, Any]) -> None:
-    (stage,) = stages_of(TrialConfig.model_validate(config["config"]))
-    ray.tune.report({"stage": stage, "reports": [last_report(stage)]})
-    ray.tune.report({"status": "finished", "cause": None})
 
 
 def seconds_of_bare_tune(storage: Path, trials: int, concurrent: int) -> float:
