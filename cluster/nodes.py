@@ -47,8 +47,8 @@ class Node:
         return min(by_cpu, int(self.gpus // size.gpus_per_worker))
 
     def share(self, size: GroupSize) -> float:
-        """The part of the node that one worker takes up: of its GPUs where it has any, else of its CPUs."""
-        return size.gpus_per_worker / self.gpus if self.gpus else size.cpus_per_worker / self.cpus
+        """The part of the node that one worker takes up: of its GPUs where it asks for any, else of its CPUs."""
+        return size.gpus_per_worker / self.gpus if size.gpus_per_worker else size.cpus_per_worker / self.cpus
 
 
 class InfeasibleError(ValueError):

@@ -17,11 +17,20 @@ from ray.tune.search import Searcher
 
 from cluster.connect import HEAD_SLIVER
 from cluster.nodes import GroupSize, autoscales, groups_that_fit, possible_nodes, present_nodes, refuse_infeasible
+from search_spaces.space import sampled
 from study.garbage import fit
 from study.ledger import Ledger
 from study.relay import run_trial
 from study.search import Proposal, Search
-from study.spec import GpSampler, ResourcesSpec, StudySpec, TpeSampler
+from study.spec import (
+    CmaEsSampler,
+    GpSampler,
+    Nsga2Sampler,
+    Nsga3Sampler,
+    ResourcesSpec,
+    StudySpec,
+    TpeSampler,
+)
 from study.stopper import Stopper
 from study.stopping import budget_is_spent
 from study.watcher import Watcher
@@ -32,6 +41,7 @@ from trainables.trial import stages_of
 
 LOOK_SECONDS = 1.0  # between looks at the worker groups
 MISSING_SECONDS = 60.0  # between words about a group that does not start
+LEARNING = TpeSampler | GpSampler | CmaEsSampler | Nsga2Sampler | Nsga3Sampler
 QUOTA_SECONDS = 30.0  # between looks at the disk
 
 
@@ -96,6 +106,7 @@ class Conductor:
         self.budget_spent: str | None = None
         self._run, self._watcher, self._groups, self._sizes = run, watcher, groups, sizes
         self._running: dict[str, str] = {}  # Tune's trials -> fingerprint of the stage that each wants at present
+        self._arms: dict[str, str] = {}
         self._ended: set[str] = set()  # those of them that the ledger knows to have ended
         self._stopper = Stopper(spec, ledger)
         self._done_arms: set[str] = set()
@@ -109,8 +120,9 @@ class Conductor:
         """The next trial, when there is one and there is room for it."""
         if not self._has_room() or not self.may_take_process(self._running_seconds()):
             return None
-        proposal = self.search.propose()
+        proposal = self.search.propose(not_of=self._waiting_arms())
         if proposal:
+            self._arms[proposal.trial.trial] = proposal.trial.arm
             self._running[proposal.trial.trial] = proposal.stages[0].fingerprint()
             self._started_at = time.monotonic()
             self._stopper.add(proposal.trial, proposal.stages)
@@ -123,11 +135,22 @@ class Conductor:
     def _has_room(self) -> bool:
         """As many different stages run at a time as the cluster holds groups, which may change while the study runs.
 
-        A sampler that learns would learn nothing from trials that wait for the same stage: it proposes no more of them.
+        Trials that wait for a stage of another one take no room, but a process each, so there are not many of them.
         """
-        learns = isinstance(self.spec.search.sampler, TpeSampler | GpSampler)
-        most = self._room if learns else 2 * self._room + 2
-        return len(set(self._running.values())) < self._room and len(self._running) < most
+        return len(set(self._running.values())) < self._room and len(self._running) < 2 * self._room + 2
+
+    def _waiting_arms(self) -> set[str]:
+        """Arms with a trial that waits for a stage that another one trains, and a sampler that learns from results.
+
+        More trials that wait would be proposed without what the first ones will tell.
+        """
+        if not isinstance(self.spec.search.sampler, LEARNING):
+            return set()
+        first: dict[str, str] = {}
+        for trial, stage in self._running.items():
+            first.setdefault(stage, trial)
+        waiting = {self._arms[trial] for trial, stage in self._running.items() if first[stage] != trial}
+        return {arm for arm in waiting if sampled(self.spec.arms[arm].space)}
 
     # ---- what happens ------------------------------------------------------------------------------------------
 

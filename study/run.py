@@ -174,6 +174,7 @@ def _run_and_mirror(console: Console, spec: StudySpec, plan: Plan, ledger: Ledge
     page, note = None, ""
     try:
         with connect():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in the place
             _run_trials(console, spec, plan, ledger, run)
         page, note = _conclude(console, spec, ledger)
     finally:

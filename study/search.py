@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,12 +57,14 @@ class Search:
         for trial in sorted((t for t in known if t.ended_at is not None), key=lambda t: (t.ended_at, t.trial)):
             self._count(trial, result_of(spec, ledger, trial))
 
-    def propose(self) -> Proposal | None:
+    def propose(self, not_of: Collection[str] = ()) -> Proposal | None:
         """The next trial, which is in the ledger now. None: there is none until a running one ends, or at all.
+
+        `not_of`: arms that are not to be searched further at present.
 
         A trial that equals one that has ended is not run again: the ledger has its results.
         """
-        while (proposal := next(self._proposals(), None)) is not None:
+        while (proposal := next(self._proposals(not_of), None)) is not None:
             if proposal.trial.status == "unfinished":
                 return proposal
         self._nothing_left = True
@@ -133,19 +135,23 @@ class Search:
 
     # ---- new trials --------------------------------------------------------------------------------------------
 
-    def _proposals(self) -> Iterator[Proposal]:
+    def _proposals(self, not_of: Collection[str]) -> Iterator[Proposal]:
         while self._waiting:
             trial = self._waiting.popleft()
             yield self._record(trial, TrialConfig.model_validate(trial.config))
-        yield from self._new_searches()
+        yield from self._new_searches(not_of)
         yield from self._new_replications()
 
-    def _new_searches(self) -> Iterator[Proposal]:
+    def _new_searches(self, not_of: Collection[str]) -> Iterator[Proposal]:
         """The next search trial of the arm that has had the fewest."""
-        for arm in sorted(self.spec.arms, key=lambda arm: len(self._searched[arm])):
+        for arm in sorted(set(self.spec.arms) - set(not_of), key=self._turn):
             number, points = len(self._searched[arm]), self._grids[arm]
             if number < len(points) * samples(self.spec, arm) and self.reason_to_stop(arm) is None:
                 yield self._new_search(arm, number, points[number % len(points)], number // len(points))
+
+    def _turn(self, arm: str) -> tuple[int, int]:
+        """The arm that has had the fewest trials comes first, of several the one that stands first in the sweep."""
+        return len(self._searched[arm]), list(self.spec.arms).index(arm)
 
     def reason_to_stop(self, arm: str) -> str | None:
         """Why the arm needs no further search trials."""

@@ -34,6 +34,7 @@ from trainables.stage_process import Outcome, Place, StageProcesses
 from trainables.store import StageStore
 
 LONG_POLL_SECONDS = 5.0
+MAX_FAILED_STARTS = 3
 NODES_SECONDS = 2.0  # the list of nodes is read again after this
 
 
@@ -129,6 +130,7 @@ class WorkerGroups:
         self._stopped: set[str] = set()  # trials
         self._groups: dict[int, _Group] = {}
         self._started = 0
+        self._failed_starts = 0  # in a row
         self._spent_before = (0.0, 0.0)  # by groups that have ended
         self._blocked = False  # a stage waits for a group that there is no room for
         self._nodes: list[Node] = []
@@ -288,12 +290,21 @@ class WorkerGroups:
         except Exception as error:  # noqa: BLE001  (however it died, its stage failed)
             cause = f"the worker group died: {_innermost(error)}"
         group = self._groups.pop(group_id)
+        self._failed_starts = 0 if group.ready_at else self._failed_starts + 1
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            self._give_up(group.size, cause)
         seconds, cost = group.spent()
         self._spent_before = self._spent_before[0] + seconds, self._spent_before[1] + cost
         if group.unfinished:
             group.unfinished.outcome = Outcome("failed", cause)
         self._start_groups()
         await self._notify()
+
+    def _give_up(self, size: GroupSize, cause: str) -> None:
+        """No group of this size comes up: what waits for one has failed."""
+        for request in [request for request in self._waiting if request.size == size]:
+            self._waiting.remove(request)
+            request.outcome = Outcome("failed", f"no worker group started in {MAX_FAILED_STARTS} attempts: {cause}")
 
     async def _notify(self) -> None:
         async with self._changed:
