@@ -92,6 +92,7 @@ def small_trial(corpus: Path, regime: dict[str, Any], **changes: Any) -> dict[st
 ONE_AT_A_TIME = {"test_end_to_end.py", "test_sharing.py", "test_worker_groups.py", "test_probe.py", "test_starts.py"}
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of a file run in one process, one after another, and so do all that start Ray."""
     for item in items:
