@@ -68,6 +68,8 @@ def run_trials(
         watcher.told(f"stopped: {conductor.budget_spent}; a larger budget goes on from the last checkpoints")
     elif conductor.search.is_over:
         ledger.end_study(spec.study)
+    if spec.quota is not None:
+        fit(ledger, spec.storage, spec.quota)
 
 
 def group_size(resources: ResourcesSpec, kind: StageKind) -> GroupSize:

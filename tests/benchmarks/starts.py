@@ -153,8 +153,8 @@ def bookkeeping(options: argparse.Namespace, folder: Path) -> None:
     with connect():
         bare = seconds_of_bare_tune(folder / "bare", trials, concurrent)
         ours = seconds_of_our_books(folder / "ours", trials, concurrent)
-    print(f"{trials} trials that do nothing, {concurrent} at a time: ours {ours:.1f} s, bare Ray Tune {bare:.1f} s, ")
-    print(f"ratio {ours / bare:.2f}")
+    print(f"{trials} trials that do nothing, {concurrent} at a time: ours {ours:.1f} s, ", end="")
+    print(f"bare Ray Tune {bare:.1f} s, ratio {ours / bare:.2f}")
 
 
 def ledger_growth(options: argparse.Namespace, folder: Path) -> None:

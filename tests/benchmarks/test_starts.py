@@ -1,0 +1,20 @@
+"""The benchmark's commands work, on as little as possible; what they measure is not tested."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.benchmarks import starts
+
+
+def test_the_ledger_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    starts.main(["ledger", "--trials", "20"])
+    assert re.search(r"ms, of the last 2 of 20 .* ms, ratio \d+\.\d\d", capsys.readouterr().out)
+
+
+@pytest.mark.slow
+def test_bookkeeping_is_compared_with_bare_tune(capfd: pytest.CaptureFixture[str]) -> None:
+    starts.main(["bookkeeping", "--trials", "2"])
+    assert re.search(r"2 trials that do nothing, .* bare Ray Tune \d+\.\d s, ratio \d+\.\d\d", capfd.readouterr().out)
