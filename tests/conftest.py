@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,10 @@ def small_trial(corpus: Path, regime: dict[str, Any], **changes: Any) -> dict[st
 ONE_AT_A_TIME = {"test_end_to_end.py", "test_sharing.py", "test_worker_groups.py", "test_probe.py", "test_starts.py"}
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
     """Tests of a file run in one process, one after another, and so do all that start Ray."""
     for item in items:
-        group = "ray" if item.path.name in ONE_AT_A_TIME else str(item.path)
+        group = "ray" if item.path.name in ONE_AT_A_TIME else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
+    yield
