@@ -9,7 +9,8 @@ quickstart: $(VENV)/installed
 	$(BIN)/python -m study.run search_spaces/quickstart.yaml
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray'
+	$(BIN)/python -m pytest -m ray
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +88,12 @@ def small_trial(corpus: Path, regime: dict[str, Any], **changes: Any) -> dict[st
     return {"corpus": {"kind": "folder", "root": str(corpus)}, "model": SMALL_MODEL, "regime": regime, **changes}
 
 
-# Each starts Ray or whole studies, whose processes would starve one another.
-ONE_AT_A_TIME = {"test_end_to_end.py", "test_sharing.py", "test_worker_groups.py", "test_probe.py", "test_starts.py"}
+# Their processes would starve those of another one beside it.
+START_RAY = {"test_end_to_end.py", "test_sharing.py", "test_worker_groups.py", "test_probe.py", "test_starts.py"}
 
 
-@pytest.hookimpl(wrapper=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
-    """Tests of a file run in one process, one after another, and so do all that start Ray."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start Ray, or whole studies, get the mark by which `make test` runs them by themselves."""
     for item in items:
-        group = "ray" if item.path.name in ONE_AT_A_TIME else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-    yield
+        if item.path.name in START_RAY:
+            item.add_marker(pytest.mark.ray)
