@@ -22,6 +22,7 @@ FEW_BATCHES = 10
 # What says how much of a corpus is used.
 SUBSET = {"labelled_minutes", "unlabelled_hours", "unlabelled_fraction", "subset_seed", "labelled_list"}
 
+# Fields of a stage that decide what a step and an evaluation cost.
 DECIDING = {
     *("kind", "model", "precision", "compile_layers", "batch_seconds", "accumulation", "augment_speed", "crop"),
     *("outputs", "language_model", "keep", "evaluate_test"),
@@ -158,22 +159,7 @@ def frozen_updates(stage: Stage, phase: int) -> int:
 def cost_shape(stage: Stage) -> str:
     """What decides the seconds of a step and of an evaluation: not rates, seeds, lengths or how much data there is."""
     shape = {
-        "stage": stage.model_dump(
-            mode="json",
-            include={
-                *(
-                    "kind",
-                    "model",
-                    "batch_seconds",
-                    "augment_speed",
-                    "crop",
-                    "accumulation",
-                    "outputs",
-                    "language_model",
-                ),
-                *("evaluate_test", "keep", "precision", "compile_layers"),
-            },
-        ),
+        "stage": stage.model_dump(mode="json", include=DECIDING),
         "phases": [_phase_shape(phase) for phase in stage.phases],
         "corpus": stage.corpus.model_dump(mode="json", exclude=SUBSET),
         "data": stage.data_fingerprint if _has_few_batches(stage) else None,
@@ -240,8 +226,8 @@ def hourly_cost(resources: ResourcesSpec, kind: StageKind) -> float:
     group, prices = resources.group(kind), resources.node_prices
     if not prices:
         return 0.0
-    gpus = len(visible_gpus())
-    share = group.gpus_per_worker / gpus if gpus else group.cpus_per_worker / (os.cpu_count() or 1)
+    cpus, gpus = os.cpu_count() or 1, len(visible_gpus()) or 1
+    share = group.gpus_per_worker / gpus if group.gpus_per_worker else group.cpus_per_worker / cpus
     return group.workers * share * prices.get("default", max(prices.values()))
 
 

@@ -57,7 +57,7 @@ def at_sample_rate(waveform_S: Tensor, rate_hz: int) -> Tensor:
 
 @functools.lru_cache(maxsize=4_000)  # about 2 GB of 15 s utterances
 def load_audio(path: Path) -> NDArray[np.float16]:
-    """The same, kept in memory: the warm worker's next stage reads nothing."""
+    """The same, kept in memory while the stage's process lives."""
     return read_audio(path)
 
 
