@@ -1,4 +1,4 @@
-"""Each stage in a process of its own, forked from one that has loaded torch already.
+"""Each stage in a process of its own, forked from one that has loaded torch and decoded the audio already.
 
 Starting a stage costs a fork and not the seconds of imports. A stage that crashes, leaks memory or spoils its process
 harms no other one, and the accelerator's memory is free again when its process has ended.
@@ -105,31 +105,41 @@ class StageProcesses:
             self._server.stdin.flush()
 
 
-def serve(run: Callable[[Stage, Place, Callable[[Report], None]], Outcome]) -> None:
-    """Run the stages that the standard input orders, each in a fork of this process, until it ends."""
+def serve(
+    run: Callable[[Stage, Place, Callable[[Report], None]], Outcome],
+    prepare: Callable[[Stage], None] = lambda stage: None,
+) -> None:
+    """Run the stages that the standard input orders, each in a fork of this process, until it ends.
+
+    `prepare` loads into this process what the stage will need and later ones may, too. Its errors are passed over: the
+    stage meets the same ones, and tells of them.
+    """
     messages = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not stand among the messages
     orders = _Lines(0)
-    gc.freeze()  # forks share what is there now
     with contextlib.suppress(EOFError):
         while True:
             order = orders.read()
             if order is None or "stage" not in order:
                 continue  # a stage that was to be stopped had ended by itself
+            stage = Stage.model_validate(order["stage"])
+            with contextlib.suppress(Exception):
+                prepare(stage)
+            gc.collect()
+            gc.freeze()  # the fork shares what is there now
             pid = os.fork()
             if pid == 0:
-                _run_forked(run, order, messages)
+                _run_forked(run, stage, Place(**order["place"]), messages)
             status = _wait(pid, orders)
             _send(messages, {"exit": os.waitstatus_to_exitcode(status)})
 
 
-def _run_forked(run: Callable[..., Outcome], order: dict[str, Any], messages: int) -> None:
+def _run_forked(run: Callable[..., Outcome], stage: Stage, place: Place, messages: int) -> None:
     """In the new process: run the stage, and leave."""
     os.setpgid(0, 0)  # what it starts is killed with it
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the orders are not for it
     try:
-        stage, place = Stage.model_validate(order["stage"]), Place(**order["place"])
         outcome = run(stage, place, lambda report: _send(messages, {"report": report.model_dump()}))
         _send(messages, {"outcome": asdict(outcome)})
     except BaseException as error:  # noqa: BLE001  (whatever it is, this process must not go on as the server)
@@ -231,8 +241,11 @@ def main() -> None:
     import torch._dynamo  # an optimiser would import it, in every fork again
     import torch.distributed as dist
 
+    from trainables.data.audio import decode_ahead
+    from trainables.data.corpus import read_corpus
     from trainables.loop import StageBusyError, run_stage
 
+    torch.set_num_threads(1)  # a fork must not find threads half alive
     storage, threads, device = Path(sys.argv[1]), int(sys.argv[2]), torch.device(sys.argv[3])
 
     def run(stage: Stage, place: Place, report: Callable[[Report], None]) -> Outcome:
@@ -250,7 +263,11 @@ def main() -> None:
             return Outcome("busy", str(error))
         return Outcome("finished")
 
-    serve(run)
+    def prepare(stage: Stage) -> None:
+        corpus = read_corpus(stage.corpus)
+        decode_ahead([*corpus.train, *corpus.dev, *corpus.test, *corpus.unlabelled])
+
+    serve(run, prepare)
 
 
 if __name__ == "__main__":

@@ -135,6 +135,35 @@ def test_a_stage_gives_what_it_gives_in_any_process(stage: Stage, expected: Stag
     assert again == reports, "a finished stage is only reported again"
 
 
+def spoilt(corpus: Path) -> None:
+    """Every file made unreadable, with as many bytes as before."""
+    for file in (corpus / "audio").iterdir():
+        file.write_bytes(bytes(file.stat().st_size))
+
+
+def test_audio_is_decoded_once_for_all_stages(small_corpus: Path, tmp_path: Path) -> None:
+    corpus = Path(shutil.copytree(small_corpus, tmp_path / "corpus"))
+    first = supervised(corpus, 2)
+    with closing(StageProcesses(tmp_path / "storage", 1, "cpu")) as processes:
+        run_one(processes, first)
+        spoilt(corpus)
+        run_one(processes, first.with_(seed=first.seed + 1))
+
+
+def test_audio_that_cannot_be_decoded_fails_the_stage_alone(
+    small_corpus: Path, stage: Stage, expected: StageStore, tmp_path: Path
+) -> None:
+    corpus = Path(shutil.copytree(small_corpus, tmp_path / "corpus"))
+    bad, store = supervised(corpus, 3), StageStore(tmp_path / "storage")
+    spoilt(corpus)
+    with closing(StageProcesses(tmp_path / "storage", 1, "cpu")) as processes:
+        outcome = processes.run(bad, ALONE, ignore, for_ever)
+        assert outcome.status == "failed"
+        assert re.match(r"CorpusError: .*corpus/audio/.*: cannot be decoded", outcome.cause or "")
+        run_one(processes, stage)
+    assert_same(stage, expected, store)
+
+
 @pytest.mark.parametrize("behaviour", FAILURES, ids=lambda behaviour: behaviour.name.lower())
 def test_a_failure_has_a_cause_and_leaves_the_next_stage_unharmed(
     behaviour: Behaviour, processes: StageProcesses, storage: Path, stage: Stage, expected: StageStore

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from trainables.data.corpus import CorpusError, Utterance
 
 LOUDEST = 1_000.0  # of a sample: what is beyond was written in another scale
 FULL_SCALE = 32_768  # of a stored sample, which is int16
+KEPT_FILES = 4_000  # about 2 GB of 15 s utterances
 
 
 def read_audio(path: Path) -> NDArray[np.float16]:
@@ -55,10 +57,21 @@ def at_sample_rate(waveform_S: Tensor, rate_hz: int) -> Tensor:
     return resampled_S
 
 
-@functools.lru_cache(maxsize=4_000)  # about 2 GB of 15 s utterances
+@functools.lru_cache(maxsize=KEPT_FILES)
 def load_audio(path: Path) -> NDArray[np.float16]:
-    """The same, kept in memory while the stage's process lives."""
+    """The same, kept in memory while the process lives."""
     return read_audio(path)
+
+
+def decode_ahead(utterances: Iterable[Utterance]) -> None:
+    """Decode them now, so that processes forked later find them decoded. Nothing when there are too many to keep.
+
+    Raises CorpusError at the first that cannot be read.
+    """
+    files = {utterance.path for utterance in utterances if utterance.stored is None}
+    if len(files) <= KEPT_FILES:
+        for file in sorted(files):
+            load_audio(file)
 
 
 def num_samples(utterance: Utterance) -> int:
