@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,6 +43,11 @@ LOOK_SECONDS = 1.0  # between looks at the worker groups
 MISSING_SECONDS = 60.0  # between words about a group that does not start
 LEARNING = TpeSampler | GpSampler | CmaEsSampler | Nsga2Sampler | Nsga3Sampler
 QUOTA_SECONDS = 30.0  # between looks at the disk
+TUNE_SETTINGS = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once: it resumes from checkpoints
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger has the curves
+    "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # the ledger has the trials
+}
 
 
 def run_trials(
@@ -80,7 +85,7 @@ def group_size(resources: ResourcesSpec, kind: StageKind) -> GroupSize:
 
 def tune(conductor: Conductor, trainable: Any, storage: Path) -> None:
     """Run the conductor's trials with Ray Tune, each in a light process that holds no CPU."""
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C ends the study at once: it resumes from checkpoints
+    os.environ.update(TUNE_SETTINGS)
     processes = _Processes()
     conductor.may_take_process = processes.may_take
     ray.tune.Tuner(
@@ -107,6 +112,7 @@ class Conductor:
         self.spec, self.ledger, self.search = spec, ledger, Search(spec, ledger)
         self.budget_spent: str | None = None
         self._run, self._watcher, self._groups, self._sizes = run, watcher, groups, sizes
+        self._stages: dict[str, Sequence[Stage]] = {}  # of trials that run
         self._running: dict[str, str] = {}  # Tune's trials -> fingerprint of the stage that each wants at present
         self._arms: dict[str, str] = {}
         self._ended: set[str] = set()  # those of them that the ledger knows to have ended
@@ -125,6 +131,7 @@ class Conductor:
         proposal = self.search.propose(not_of=self._waiting_arms())
         if proposal:
             self._arms[proposal.trial.trial] = proposal.trial.arm
+            self._stages[proposal.trial.trial] = proposal.stages
             self._running[proposal.trial.trial] = proposal.stages[0].fingerprint()
             self._started_at = time.monotonic()
             self._stopper.add(proposal.trial, proposal.stages)
@@ -159,12 +166,13 @@ class Conductor:
     def started(self, trial: str) -> None:
         self._watcher.trial_started(trial)
 
-    def relayed(self, trial: str, stage: Stage, reports: list[Report]) -> None:
-        """Reports of a running trial, for the ledger and for early stopping."""
+    def relayed(self, trial: str, position: int, reports: list[Report]) -> None:
+        """Reports of a running trial's stage at this position, for the ledger and for early stopping."""
         if trial in self._ended:
             return  # it was stopped
-        self._running[trial] = stage.fingerprint()
-        self.ledger.append(stage.fingerprint(), reports)
+        stage = self._stages[trial][position]
+        self._running[trial] = fingerprint = stage.fingerprint()
+        self.ledger.append(fingerprint, reports)
         for report in reports:
             self._watcher.reported(trial, stage, report)
         if (cause := self._stopper.stops(trial, stage, reports)) is not None:
@@ -185,6 +193,7 @@ class Conductor:
     def left(self, trial: str) -> None:
         """The trial's process is free. Only now is there room for the next one, which then takes the same process."""
         self._running.pop(trial, None)
+        self._stages.pop(trial, None)
 
     def look(self) -> None:
         """Account for what is spent, see what the cluster holds now, and tell when something does not start."""
@@ -268,8 +277,8 @@ class _Events(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: dict[str, Any], **info: Any
     ) -> None:
         name = trial.config["trial"]
-        if "stage" in result:
-            self._conductor.relayed(name, result["stage"], result["reports"])
+        if "reports" in result:
+            self._conductor.relayed(name, result["position"], result["reports"])
         if "status" in result:
             self._conductor.ended(name, result["status"], result["cause"])
 

@@ -30,8 +30,8 @@ LEASE_POLL_SECONDS = 1.0
 def run_trial(config: dict[str, Any], groups: Any, sizes: Mapping[str, GroupSize], storage: Path) -> None:
     """One trial, in a light process: its stages one after another, each trained by whichever group takes it."""
     store = StageStore(storage)
-    for stage in stages_of(TrialConfig.model_validate(config["config"])):
-        relay = functools.partial(_relay, stage)
+    for position, stage in enumerate(stages_of(TrialConfig.model_validate(config["config"]))):
+        relay = functools.partial(_relay, position)
         outcome = _run_stage(config["trial"], stage, store, groups, sizes[stage.kind], relay)
         if outcome.status == "stopped":
             return  # the driver, which stopped it, has recorded that
@@ -76,5 +76,6 @@ def _follow(trial: str, stage: Stage, groups: Any, relay: Callable[[list[Report]
             return news.outcome
 
 
-def _relay(stage: Stage, reports: list[Report]) -> None:
-    ray.tune.report({"stage": stage, "reports": reports})
+def _relay(position: int, reports: list[Report]) -> None:
+    """Of the trial's stage at this position."""
+    ray.tune.report({"position": position, "reports": reports})

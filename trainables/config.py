@@ -6,7 +6,6 @@ errors of a sweep file answer without importing torch.
 
 from __future__ import annotations
 
-import copy
 import difflib
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Self, TypeVar
@@ -64,12 +63,15 @@ class Progress(NamedTuple):
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, mapping by mapping. A mapping of another `kind` replaces the one below it."""
+    """`over` laid over `base`, mapping by mapping. A mapping of another `kind` replaces the one below it.
+
+    The result has parts of both in it: none of the three is to be changed afterwards.
+    """
     if "kind" in over and "kind" in base and over["kind"] != base["kind"]:
-        return copy.deepcopy(dict(over))
-    merged = copy.deepcopy(dict(base))
+        return dict(over)
+    merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
         both = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below, value) if both else copy.deepcopy(value)  # type: ignore[arg-type]
+        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
     return merged

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 import threading
@@ -102,16 +103,19 @@ class Lease:
                 os.utime(self.path)
 
     def _break(self, holder: str) -> None:
-        """Remove the dead holder's lease; renaming first lets only one of several observers do it."""
-        away = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
-        try:
-            self.path.rename(away)
-        except FileNotFoundError:
-            return
-        if away.read_text() != holder:  # a live holder came in between: give it back
-            with contextlib.suppress(FileExistsError):
-                os.link(away, self.path)
-        away.unlink()
+        """Remove the dead holder's lease, unless another observer has done so: it may be that of a new holder now."""
+        with _one_at_a_time(self.path.with_name(".breaking")):
+            if self._read() == holder:
+                self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process of any machine is in such a block. Without effect where storage has no locks."""
+    with path.open("w") as file:  # closing it ends the lock, and so does the death of the process
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _process_start(pid: int) -> str:

@@ -34,7 +34,7 @@ def last_report(stage: Stage) -> Report:
 def relay_nothing(config: dict[str, Any]) -> None:
     """A trial of Tune that relays one report, without a stage, and its end."""
     (stage,) = stages_of(TrialConfig.model_validate(config["config"]))
-    ray.tune.report({"stage": stage, "reports": [last_report(stage)]})
+    ray.tune.report({"position": 0, "reports": [last_report(stage)]})
     ray.tune.report({"status": "finished", "cause": None})
 
 

@@ -6,8 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,35 @@ def test_a_later_process_with_the_number_of_a_dead_holder_does_not_keep_its_leas
     assert not Lease(path).held_by_another()
 
 
+def test_several_that_find_a_dead_holder_take_turns_and_leave_no_lease(tmp_path: Path) -> None:
+    """None may take a lease away that another one has just taken."""
+    path, inside, most = tmp_path / "a.lease", threading.Semaphore(1), 300
+    dead = f"{socket.gethostname()} {os.getpid()} 1"
+    rounds = threading.Barrier(4, action=lambda: path.write_text(f"{dead} {uuid.uuid4().hex}"), timeout=60)
+
+    def take_over() -> int:
+        taken = 0
+        for _ in range(most):
+            rounds.wait()
+            lease = Lease(path)
+            lease.held_by_another()
+            with lease.hold() as held:
+                if held:
+                    assert inside.acquire(blocking=False), "two hold it at once"
+                    taken += 1
+                    assert path.read_text() == lease.holder
+                    inside.release()
+            rounds_ended.wait()
+        return taken
+
+    left: list[str] = []
+    rounds_ended = threading.Barrier(4, action=lambda: left.extend(map(str, tmp_path.glob("*.lease"))), timeout=60)
+    with ThreadPoolExecutor(4) as pool:
+        taken = [future.result() for future in [pool.submit(take_over) for _ in range(4)]]
+    assert not left
+    assert sum(taken) >= most
+
+
 def test_an_old_foreign_lease_is_respected_at_first_sight_for_clocks_may_differ(tmp_path: Path) -> None:
     path = tmp_path / "a.lease"
     path.write_text(FOREIGN)
@@ -95,7 +127,7 @@ def test_a_foreign_lease_that_nobody_touches_is_broken(tmp_path: Path, monkeypat
     observer = Lease(path)
     assert observer.held_by_another()
     assert eventually(lambda: not observer.held_by_another())
-    assert os.listdir(tmp_path) == []
+    assert not path.exists()
 
 
 def test_a_foreign_lease_that_is_being_touched_is_not_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
