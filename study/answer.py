@@ -215,7 +215,10 @@ def answer(spec: StudySpec, ledger: Ledger) -> Answer:
     comparisons = [_compare(of[arm], of[baseline]) for arm, baseline in spec.comparisons()]
     sentences = [_sentence(spec, comparison) for comparison in comparisons] or [_single(spec, arms[0])]
     found = cells(spec, ledger)
-    return Answer(arms, comparisons, sentences, found, front(spec, ledger, found))
+    leading = front(spec, ledger, found)
+    if leading and leading.candidates:
+        sentences.append(_front_sentence(leading))
+    return Answer(arms, comparisons, sentences, found, leading)
 
 
 def _compare(arm: ArmResult, baseline: ArmResult) -> Comparison:
@@ -263,6 +266,18 @@ def _sentence(spec: StudySpec, comparison: Comparison) -> str:
         f"time of {baseline.arm} (95 % interval {ratio.low:.2f}-{ratio.high:.2f}, {len(arm.trials)} and "
         f"{len(baseline.trials)} seeds)."
     )
+
+
+def _front_sentence(found: Front) -> str:
+    """How many configurations are on the front, and what it spans."""
+    best = found.best
+    spans = [
+        f"{objective_name(name)} {objective_text(name, mean_of([min(values)]))} "
+        f"to {objective_text(name, mean_of([max(values)]))}"
+        for name in found.objectives
+        for values in [[candidate.means[name].estimate for candidate in best]]
+    ]
+    return f"On the Pareto front are {len(best)} of {len(found.candidates)} configurations: {', '.join(spans)}."
 
 
 def answer_as_dict(found: Answer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import html
 import io
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from search_spaces.space import AnyDistribution, Categorical, Grid, IntUniform, LogUniform
 from study.answer import (
@@ -242,6 +243,10 @@ def _slice(
     elif isinstance(distribution, LogUniform):
         panel.set_xscale("log")
         panel.set_xlim(distribution.low, distribution.high)
+        decades = math.log10(distribution.high / distribution.low)
+        panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if decades > 2 else (1.0, 2.0, 5.0)))
+        panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        panel.xaxis.set_minor_formatter(NullFormatter())
     elif isinstance(distribution, IntUniform):
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel(path, fontsize=7)

@@ -40,6 +40,7 @@ Reporter = Callable[[Report], None]
 
 MAX_SKIPPED_IN_A_ROW = 20  # updates; fp16 needs some to find a scale for its loss
 MAX_SKIPPED_AT_THE_END = 2
+HARDLY_A_WORD = 0.9  # word error rate from which on it tells nothing
 
 
 class DivergedError(RuntimeError):
@@ -186,8 +187,8 @@ class _Update:
 class _Kept:
     """The weights with the best results on dev so far: lowest WER, then lowest CER, then earliest.
 
-    The mixed error rate stands for the WER where there is one. Those from 100 % on count alike: while no word is right,
-    the characters tell which weights are better.
+    The mixed error rate stands for the WER where there is one. Those from 90 % on count alike: while hardly a word is
+    right, the characters tell which weights are better.
     """
 
     step: int
@@ -195,7 +196,7 @@ class _Kept:
 
     @property
     def rank(self) -> tuple[float, float]:
-        return min(self.rates.get("mer", self.rates["wer"]), 1.0), self.rates["cer"]
+        return min(self.rates.get("mer", self.rates["wer"]), HARDLY_A_WORD), self.rates["cer"]
 
 
 class _Training:

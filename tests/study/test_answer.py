@@ -304,6 +304,15 @@ class TestFront:
         assert found.front is None
         assert answer_as_dict(found)["front"] is None
 
+    def test_a_sentence_tells_what_it_spans(self, tmp_path: Path) -> None:
+        spec = spec_with_costs(tmp_path, "parameters")
+        ledger = open_study(spec)
+        for number, (rate, parameters) in enumerate([(0.2, 3e6), (0.5, 1e6), (0.6, 2e6)]):
+            finish(ledger, spec, number, dev_wer=rate, parameters=parameters)
+        assert answer(spec, ledger).sentences[-1] == (
+            "On the Pareto front are 2 of 3 configurations: dev WER 20.0% to 50.0%, parameters 1,000,000 to 3,000,000."
+        )
+
     def test_before_a_trial_has_finished_it_is_empty(self, tmp_path: Path) -> None:
         spec = spec_with_costs(tmp_path, "parameters")
         assert front_of(spec, open_study(spec)) == Front(("dev_wer", "parameters"), [], [])

@@ -90,7 +90,7 @@ ALTERNATIVES: dict[str, Any] = {
     "seed": 2,
     "initial": None,
     "start": TrainedWeights(source="weights", sha256="ab"),
-    "version": 4,
+    "version": 5,
     "checkpoint_seconds": 7.0,
 }
 
@@ -183,7 +183,7 @@ def test_a_preset_is_the_model_that_it_fills_in() -> None:
 
 def test_golden_fingerprint() -> None:
     """Changes only when stage identity is meant to change: every stored stage is then trained again."""
-    assert FINETUNE.fingerprint() == "1c5f37c8c377e0d0"
+    assert FINETUNE.fingerprint() == "ab7097a50d786d34"
 
 
 def test_the_name_ends_in_the_fingerprint() -> None:

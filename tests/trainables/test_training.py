@@ -28,7 +28,7 @@ from trainables.data.corpus import Utterance
 from trainables.data.seeds import fold
 from trainables.distributed import rank, world_size
 from trainables.evaluate import read_hypotheses, transcribe
-from trainables.loop import DivergedError, build_model, run_stage
+from trainables.loop import DivergedError, _Kept, build_model, run_stage
 from trainables.losses.build import LOSSES
 from trainables.losses.config import ContrastiveConfig, CtcConfig
 from trainables.losses.contrastive import contrastive_terms
@@ -362,6 +362,22 @@ def test_while_no_word_is_right_the_characters_tell_which_weights_are_kept(small
     assert first["cer"] < 1
     assert all(rates == {"wer": 1, "cer": 1} for rates in later)
     assert reports[-1].metrics["kept_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("better", "worse"),
+    [
+        ({"wer": 0.5, "cer": 0.4}, {"wer": 0.6, "cer": 0.3}),
+        ({"wer": 0.5, "cer": 0.3}, {"wer": 0.5, "cer": 0.4}),
+        ({"wer": 1.02, "cer": 0.59}, {"wer": 0.995, "cer": 0.993}),  # one word right, and hardly a character
+        ({"wer": 0.89, "cer": 0.7}, {"wer": 0.91, "cer": 0.6}),
+        ({"mer": 0.5, "wer": 0.8, "cer": 0.4}, {"mer": 0.6, "wer": 0.7, "cer": 0.3}),
+    ],
+)
+def test_words_tell_which_weights_are_kept_as_soon_as_some_are_right(
+    better: dict[str, float], worse: dict[str, float]
+) -> None:
+    assert _Kept(1, better).rank < _Kept(1, worse).rank
 
 
 def test_equal_results_keep_the_earliest_weights(small_corpus: Path, tmp_path: Path) -> None:
