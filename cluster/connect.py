@@ -25,9 +25,16 @@ _QUIET = {
 HEAD_SLIVER = {"node:__internal_head__": 0.0001}
 
 
+class NoClusterError(RuntimeError):
+    """No cluster answers at the address that is given."""
+
+
 @contextmanager
 def connect() -> Iterator[None]:
-    """Join the cluster at $RAY_ADDRESS, or start one on this machine that ends with this process."""
+    """Join the cluster at $RAY_ADDRESS, or start one on this machine that ends with this process.
+
+    Raises NoClusterError when none can be joined there.
+    """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     import ray
@@ -37,12 +44,19 @@ def connect() -> Iterator[None]:
     # cause of a failure.
     ray._private.worker._worker_logs_enabled = False
     address = os.environ.get("RAY_ADDRESS")
-    ray.init(
-        address=address or "local",
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        **({} if address else {"include_dashboard": False}),
-    )
+    try:
+        ray.init(
+            address=address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **({} if address else {"include_dashboard": False}),
+        )
+    except ConnectionError as error:
+        reason = str(error.__context__ or error).strip().splitlines()[-1]
+        raise NoClusterError(
+            f"RAY_ADDRESS={address}: no Ray cluster can be joined there ({reason}); unset it to start one on this "
+            "machine, and set RAY_AUTH_MODE=token for a cluster with token authentication"
+        ) from error
     try:
         yield
     finally:

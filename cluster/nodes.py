@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import yaml
+from ray.experimental.internal_kv import _internal_kv_get
 
-NODE_TYPE_LABEL = "ray.io/node-group"  # set by Ray's autoscalers; nodes that were started by hand have none
+NODE_TYPE_LABEL = "ray.io/node-group"  # set by KubeRay and Ray's autoscalers of version 2
+AUTOSCALER_STATUS = "__autoscaling_status"  # where the autoscaler tells `ray status` what it does
+WATCHED = "node_"  # what a monitor that adds no nodes calls them begins with this
 CLUSTER_FILE = Path("~/ray_bootstrap_config.yaml")  # where Ray's cluster launcher leaves its settings on the head node
 
 ROUNDING = 1e-9  # three thirds of a GPU are one
@@ -35,7 +40,7 @@ class Node:
 
     cpus: float
     gpus: float
-    type: str = ""  # its node type in the autoscaler's settings
+    type: str = ""  # its node type in the autoscaler's settings; empty: it was started by hand
 
     def holds(self, size: GroupSize) -> int:
         """How many workers of this size fit."""
@@ -57,11 +62,27 @@ class InfeasibleError(ValueError):
 
 def present_nodes() -> list[Node]:
     """The nodes that are there now."""
-    return [
-        Node(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0), n["Labels"].get(NODE_TYPE_LABEL, ""))
-        for n in ray.nodes()
-        if n["Alive"]
-    ]
+    types = _reported_types()
+    return [_node(found, types) for found in ray.nodes() if found["Alive"]]
+
+
+def this_node() -> Node:
+    """The node that this worker runs on."""
+    me = ray.get_runtime_context().get_node_id()
+    return next(_node(found, _reported_types()) for found in ray.nodes() if found["NodeID"] == me)
+
+
+def _node(found: Mapping[str, Any], types: Mapping[str, str]) -> Node:
+    names = (types.get(found["NodeID"]), types.get(found["NodeManagerAddress"]))
+    type_ = found["Labels"].get(NODE_TYPE_LABEL) or next(filter(None, names), "")
+    return Node(found["Resources"].get("CPU", 0), found["Resources"].get("GPU", 0), type_)
+
+
+def _reported_types() -> dict[str, str]:
+    """Id or address of a node -> its type, as the autoscaler on the head reports it; empty where there is none."""
+    status = json.loads(_internal_kv_get(AUTOSCALER_STATUS) or "{}")
+    types = (status.get("autoscaler_report") or {}).get("node_type_mapping") or {}
+    return {node: type_ for node, type_ in types.items() if not type_.startswith(WATCHED)}
 
 
 def possible_nodes(present: Sequence[Node]) -> list[Node]:

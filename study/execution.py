@@ -40,12 +40,11 @@ from trainables.stage import Report, Stage, StageKind
 from trainables.trial import stages_of
 
 LOOK_SECONDS = 1.0  # between looks at the worker groups
-MISSING_SECONDS = 60.0  # between words about a group that does not start
+MISSING_SECONDS = 60.0  # until the first word about a group that does not start; then twice as long, and so on
 LEARNING = TpeSampler | GpSampler | CmaEsSampler | Nsga2Sampler | Nsga3Sampler
 QUOTA_SECONDS = 30.0  # between looks at the disk
 TUNE_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once: it resumes from checkpoints
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the ledger has the curves
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # the ledger has the trials
 }
 
@@ -120,7 +119,7 @@ class Conductor:
         self._done_arms: set[str] = set()
         self._started_at = 0.0  # when the last trial was proposed
         self.may_take_process: Callable[[float], bool] = lambda running_seconds: True
-        self._room, self._looked_at, self._told_at, self._fitted_at = 0, -LOOK_SECONDS, 0.0, 0.0
+        self._room, self._looked_at, self._fitted_at, self._patience = 0, -LOOK_SECONDS, 0.0, MISSING_SECONDS
 
     # ---- what runs ---------------------------------------------------------------------------------------------
 
@@ -207,9 +206,10 @@ class Conductor:
         fitting = max(groups_that_fit(size, possible_nodes(present)) for size in self._sizes)
         room = fitting + 1 if autoscales(present) else max(1, fitting)
         self._room = min(room, self.spec.resources.max_groups or room)
-        waits_long = state.starting_seconds > MISSING_SECONDS
-        if state.starting and waits_long and time.monotonic() - self._told_at > MISSING_SECONDS:
-            self._told_at = time.monotonic()
+        if not state.starting:
+            self._patience = MISSING_SECONDS
+        elif state.starting_seconds > self._patience:
+            self._patience *= 2
             free = ray.available_resources()
             self._watcher.told(
                 f"a worker group of {state.starting} has not started for {state.starting_seconds:.0f} s: free are "

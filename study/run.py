@@ -165,7 +165,7 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
 
 
 def _run_and_mirror(console: Console, spec: StudySpec, plan: Plan, ledger: Ledger, run: str) -> int:
-    from cluster.connect import connect
+    from cluster.connect import NoClusterError, connect
     from study.tracking import MirrorProcess, tracking_uri
 
     uri = tracking_uri(spec.storage, spec.mlflow.tracking_uri)
@@ -177,6 +177,8 @@ def _run_and_mirror(console: Console, spec: StudySpec, plan: Plan, ledger: Ledge
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in the place
             _run_trials(console, spec, plan, ledger, run)
         page, note = _conclude(console, spec, ledger)
+    except NoClusterError as error:
+        raise SettingsError([str(error)]) from error
     finally:
         mirrored = mirror.finish(page.parent if page else None, note) if mirror else True
     if mirror:

@@ -88,12 +88,15 @@ def small_trial(corpus: Path, regime: dict[str, Any], **changes: Any) -> dict[st
     return {"corpus": {"kind": "folder", "root": str(corpus)}, "model": SMALL_MODEL, "regime": regime, **changes}
 
 
+LONG = {"test_golden_regimes.py"}  # begun last, they would keep one of several workers busy for minutes
+
 # Their processes would starve those of another one beside it.
 START_RAY = {"test_end_to_end.py", "test_sharing.py", "test_worker_groups.py", "test_probe.py", "test_starts.py"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that start Ray, or whole studies, get the mark by which `make test` runs them by themselves."""
+    """Long files first. Tests that start Ray get the mark by which `make test` runs them by themselves."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if item.path.name in START_RAY:
             item.add_marker(pytest.mark.ray)

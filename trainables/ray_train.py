@@ -28,7 +28,7 @@ import ray.train.collective
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.connect import HEAD_SLIVER
-from cluster.nodes import NODE_TYPE_LABEL, GroupSize, Node, autoscales, fit_together, possible_nodes, present_nodes
+from cluster.nodes import GroupSize, Node, autoscales, fit_together, possible_nodes, present_nodes, this_node
 from trainables.stage import Report, Stage
 from trainables.stage_process import Outcome, Place, StageProcesses
 from trainables.store import StageStore
@@ -393,11 +393,8 @@ def _hourly_cost(size: GroupSize, prices: Mapping[str, float]) -> float:
     """Of one worker on this node."""
     if not prices:
         return 0.0
-    me = ray.get_runtime_context().get_node_id()
-    found = next(node for node in ray.nodes() if node["NodeID"] == me)
-    type_, resources = found["Labels"].get(NODE_TYPE_LABEL, ""), found["Resources"]
-    node = Node(resources.get("CPU", 0), resources.get("GPU", 0), type_)
-    return prices.get(type_, prices.get("default", 0.0)) * node.share(size)
+    node = this_node()
+    return prices.get(node.type, prices.get("default", 0.0)) * node.share(size)
 
 
 def _report(groups: Any, group_id: int, turn: int, report: Report) -> None:
