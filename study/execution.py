@@ -63,7 +63,15 @@ def run_trials(
     for size in used:
         refuse_infeasible(size)
     groups = start_worker_groups(
-        GroupSettings(spec.storage, wanted.max_groups, wanted.idle_seconds, dict(wanted.node_prices), stage_module)
+        GroupSettings(
+            storage=spec.storage,
+            max_groups=wanted.max_groups,
+            idle_seconds=wanted.idle_seconds,
+            retries=wanted.retries,
+            preemptions=wanted.preemptions,
+            node_prices=dict(wanted.node_prices),
+            module=stage_module,
+        )
     )
     conductor = Conductor(spec, ledger, run, watcher, groups, used)
     trainable = ray.tune.with_parameters(run_trial, groups=groups, sizes=sizes, storage=spec.storage)
@@ -201,6 +209,8 @@ class Conductor:
         self._looked_at = time.monotonic()
         state: GroupsState = ray.get(self._groups.state.remote())
         self.ledger.set_spent(self._run, state.accelerator_seconds, state.cost)
+        for message in state.told:
+            self._watcher.told(message)
         self.budget_spent = budget_is_spent(self.spec.stop, self.ledger.spent(self.spec.study))
         present = present_nodes()
         fitting = max(groups_that_fit(size, possible_nodes(present)) for size in self._sizes)

@@ -17,6 +17,7 @@ import os
 import socket
 import textwrap
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,8 @@ class GroupSettings:
     storage: Path
     max_groups: int | None = None  # at a time; None: as many as the cluster holds
     idle_seconds: float = 20.0
+    retries: int = 0  # of a stage whose process was lost
+    preemptions: int = 0  # of a stage whose group was lost, after which it is tried again
     node_prices: Mapping[str, float] = field(default_factory=dict)  # of an hour, by node type; `default` for others
     module: str = "trainables.stage_process"  # runs the stages, see there
 
@@ -65,6 +68,7 @@ class GroupsState:
     cost: float
     starting: GroupSize | None  # size of the group that has been starting for longest
     starting_seconds: float
+    told: list[str]  # what a person should know, since this was last asked
 
 
 @dataclass
@@ -75,19 +79,22 @@ class _Request:
     reports: list[Report] = field(default_factory=list)
     ended: list[Outcome] = field(default_factory=list)  # what each worker said
     outcome: Outcome | None = None
+    tried_again: bool = False  # by another request
 
     def end(self, said: Outcome) -> None:
         """Once all workers have said how it ended, that is how; one that failed tells more than those it held up."""
         self.ended.append(said)
         if len(self.ended) == self.size.workers:
-            self.outcome = min(self.ended, key=lambda outcome: _MOST_TELLING_FIRST.index(outcome.status))
+            self.outcome = min(self.ended, key=_how_telling)
 
     @property
     def has_failed(self) -> bool:
         return any(outcome.status == "failed" for outcome in self.ended)
 
 
-_MOST_TELLING_FIRST = ("failed", "busy", "stopped", "finished")
+def _how_telling(outcome: Outcome) -> tuple[int, bool]:
+    """The most telling first; what will fail again tells more than what was lost."""
+    return ("failed", "busy", "stopped", "finished").index(outcome.status), outcome.lost is not None
 
 
 @dataclass
@@ -131,6 +138,8 @@ class WorkerGroups:
         self._groups: dict[int, _Group] = {}
         self._started = 0
         self._failed_starts = 0  # in a row
+        self._losses: Counter[tuple[str, str]] = Counter()  # of (stage, what was lost)
+        self._told: list[str] = []
         self._spent_before = (0.0, 0.0)  # by groups that have ended
         self._blocked = False  # a stage waits for a group that there is no room for
         self._nodes: list[Node] = []
@@ -158,6 +167,8 @@ class WorkerGroups:
         if request is None or trial not in request.followers:
             return News([], Outcome("stopped"))
         await self._wait(lambda: len(request.reports) > seen or request.outcome is not None)
+        if request.tried_again:  # which reports the same once more, so that `seen` holds
+            return News(request.reports[seen:], None)
         if request.outcome:
             self._leave(fingerprint, request, trial)
         return News(request.reports[seen:], request.outcome)
@@ -181,11 +192,13 @@ class WorkerGroups:
         spent = [self._spent_before, *(group.spent() for group in self._groups.values())]
         starting = [group for group in self._groups.values() if group.ready_at is None]
         first = min(starting, key=lambda group: group.started_at, default=None)
+        told, self._told = self._told, []
         return GroupsState(
             accelerator_seconds=sum(accelerator_seconds for accelerator_seconds, _ in spent),
             cost=sum(cost for _, cost in spent),
             starting=first.size if first else None,
             starting_seconds=time.monotonic() - first.started_at if first else 0.0,
+            told=told,
         )
 
     # ---- asked by workers --------------------------------------------------------------------------------------
@@ -230,7 +243,9 @@ class WorkerGroups:
 
     async def end(self, group_id: int, turn: int, outcome: Outcome) -> None:
         """Record how that stage ended for one worker of the group."""
-        self._request(group_id, turn).end(outcome)
+        request = self._request(group_id, turn)
+        request.end(outcome)
+        self._try_again(request)
         await self._notify()
 
     def _request(self, group_id: int, turn: int) -> _Request:
@@ -295,10 +310,30 @@ class WorkerGroups:
             self._give_up(group.size, cause)
         seconds, cost = group.spent()
         self._spent_before = self._spent_before[0] + seconds, self._spent_before[1] + cost
-        if group.unfinished:
-            group.unfinished.outcome = Outcome("failed", cause)
+        if request := group.unfinished:
+            request.outcome = Outcome("failed", cause, lost="group")
+            self._try_again(request)
         self._start_groups()
         await self._notify()
+
+    def _try_again(self, request: _Request) -> None:
+        """Queue a stage that was lost once more, as often as that is allowed. It goes on from its checkpoint."""
+        outcome, fingerprint = request.outcome, request.stage.fingerprint()
+        if outcome is None or outcome.lost is None or self._requests.get(fingerprint) is not request:
+            return
+        allowed = {"process": self._settings.retries, "group": self._settings.preemptions}[outcome.lost]
+        self._losses[fingerprint, outcome.lost] += 1
+        losses = self._losses[fingerprint, outcome.lost]
+        if losses > allowed:
+            after = f", {losses} times" if losses > 1 else ""
+            request.outcome = Outcome("failed", f"{outcome.cause}{after}")
+            return
+        request.tried_again = True
+        self._requests[fingerprint] = again = _Request(request.stage, request.size, request.followers)
+        self._waiting.insert(0, again)
+        self._told.append(
+            f"{request.stage.name()}: {outcome.cause}; it goes on from its checkpoint ({losses} of {allowed})"
+        )
 
     def _give_up(self, size: GroupSize, cause: str) -> None:
         """No group of this size comes up: what waits for one has failed."""

@@ -34,10 +34,14 @@ _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a stage ended. `busy`: another study's worker is running it. `stopped`: nobody wanted it any more."""
+    """How a stage ended. `busy`: another study's worker is running it. `stopped`: nobody wanted it any more.
+
+    `lost`: it failed because its process or its whole worker group was lost, so that trying again may help.
+    """
 
     status: Literal["finished", "failed", "busy", "stopped"]
     cause: str | None = None
+    lost: Literal["process", "group"] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class StageProcesses:
             if "outcome" in message:
                 outcome = Outcome(**message["outcome"])
             if "exit" in message:
-                return outcome or Outcome("failed", _cause_of_exit(message["exit"]))
+                return outcome or Outcome("failed", _cause_of_exit(message["exit"]), lost="process")
             if outcome is None and time.monotonic() - asked_at > POLL_SECONDS:
                 asked_at = time.monotonic()
                 if not is_wanted():

@@ -228,7 +228,7 @@ def test_failures_are_recorded_and_the_study_goes_on(corpus: Path, tmp_path: Pat
         write_sweep(tmp_path / "sweep.yaml", arms, search={"trials": 1, "metric": "dev_cer"}),
         (tmp_path / "results"),
     )
-    process = start(sweep, "replication.seeds=0")
+    process = start(sweep, "replication.seeds=0", "resources.retries=0")
     partial = storage / "stages" / "pretrain"
     wait_for(lambda: any("100000steps" in lease.name for lease in partial.glob("*.lease")), process)
     lease = next(lease for lease in partial.glob("*.lease") if "100000steps" in lease.name)

@@ -146,7 +146,7 @@ def killed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
             "space": grid({"regime.train.learning_rate": rates[:QUICK]}),
         },
     }
-    process = start(write(folder / "sweep.yaml", arms, resources={"max_groups": 2}))
+    process = start(write(folder / "sweep.yaml", arms, resources={"max_groups": 2, "retries": 0}))
 
     def trials(arm: str) -> list[Trial]:
         return [trial for trial in trials_of(storage, "small") if trial.arm == arm]

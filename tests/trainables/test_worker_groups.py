@@ -16,7 +16,7 @@ from ray.cluster_utils import Cluster
 from cluster.connect import connect
 from cluster.nodes import GroupSize
 from tests.trainables.misbehaving import Behaviour, Started, misbehaving, started
-from tests.trainables.test_loop import run
+from tests.trainables.test_loop import run, without_times
 from tests.trainables.test_resume import supervised
 from tests.trainables.test_stage_process import is_alive, parent
 from trainables.ray_train import GroupSettings, GroupsState, News, start_worker_groups
@@ -307,7 +307,45 @@ def test_when_one_worker_crashes_the_others_are_stopped_and_the_group_goes_on(
     assert len({one.server for one in groups.started()}) == 2
 
 
-# Groups that die
+# Stages and groups that die
+
+
+def test_a_stage_whose_process_is_killed_is_tried_again_as_often_as_allowed(make_groups: Callable[..., Groups]) -> None:
+    groups = make_groups(retries=2)
+    cause = "its process was killed by SIGKILL; the machine may have run out of memory"
+    assert groups.run(misbehaving(Behaviour.IS_KILLED)) == Outcome("failed", f"{cause}, 3 times")
+    assert len(groups.started()) == 3
+    first, second = groups.state().told
+    assert first.endswith(f"{cause}; it goes on from its checkpoint (1 of 2)")
+    assert second.endswith("(2 of 2)")
+    assert groups.state().told == []
+    assert groups.run(misbehaving(Behaviour.RAISES)).status == "failed"
+    assert len(groups.started()) == 4, "an error comes again"
+
+
+def test_a_stage_that_is_killed_goes_on_and_its_followers_see_the_curve_of_an_uninterrupted_one(
+    make_groups: Callable[..., Groups], small_corpus: Path, tmp_path: Path
+) -> None:
+    groups, store = make_groups(module="trainables.stage_process", retries=1), StageStore(tmp_path)
+    stage = supervised(small_corpus, 200, checkpoint_seconds=0.05)
+    groups.submit(stage)
+    assert eventually((store.partial_folder(stage) / "checkpoint.pt").exists)
+    os.kill(int(store.lease(stage).path.read_text().split()[1]), signal.SIGKILL)
+    outcome, reports = groups.follow(stage)
+    assert outcome == FINISHED
+    assert len(groups.state().told) == 1
+    assert without_times(reports) == without_times(run(stage, StageStore(tmp_path / "whole")))
+
+
+def test_a_stage_that_loses_its_group_is_tried_again_in_another(make_groups: Callable[..., Groups]) -> None:
+    groups, stage = make_groups(preemptions=1), misbehaving(Behaviour.WAITS)
+    groups.submit(stage)
+    groups.wait_for_starts(1)
+    os.kill(parent(groups.started()[0].server), signal.SIGKILL)
+    groups.wait_for_starts(2)
+    groups.let_go()
+    assert groups.follow(stage)[0] == FINISHED
+    assert groups.started()[0].server != groups.started()[1].server
 
 
 def test_when_a_group_dies_its_stage_fails_and_the_next_runs_in_another(make_groups: Callable[..., Groups]) -> None:
