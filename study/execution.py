@@ -67,6 +67,7 @@ def run_trials(
             storage=spec.storage,
             max_groups=wanted.max_groups,
             idle_seconds=wanted.idle_seconds,
+            silence_seconds=60 * wanted.silence_minutes,
             retries=wanted.retries,
             preemptions=wanted.preemptions,
             node_prices=dict(wanted.node_prices),

@@ -164,6 +164,7 @@ class ResourcesSpec(GroupSpec):
     )
     max_groups: int | None = Field(None, ge=1, description="Stages at a time; None: as many as the cluster holds.")
     idle_seconds: float = Field(20.0, ge=1, description="A group without work gives its machines back after this.")
+    silence_minutes: float = Field(60, gt=0, description="A stage that reports nothing for so long is killed.")
     retries: int = Field(2, ge=0, description="Times that a stage goes on from its checkpoint after a killed process.")
     preemptions: int = Field(20, ge=0, description="The same after the loss of its machines.")
     node_prices: dict[str, float] = Field(

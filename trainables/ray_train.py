@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import math
 import os
 import socket
 import textwrap
@@ -46,6 +47,7 @@ class GroupSettings:
     storage: Path
     max_groups: int | None = None  # at a time; None: as many as the cluster holds
     idle_seconds: float = 20.0
+    silence_seconds: float = math.inf  # a stage that reports nothing for so long hangs, and is killed
     retries: int = 0  # of a stage whose process was lost
     preemptions: int = 0  # of a stage whose group was lost, after which it is tried again
     node_prices: Mapping[str, float] = field(default_factory=dict)  # of an hour, by node type; `default` for others
@@ -392,6 +394,7 @@ def _work(config: dict[str, Any]) -> None:
             _place(size),
             report=functools.partial(_report, groups, group_id, turn),
             is_wanted=functools.partial(_is_wanted, groups, group_id, turn),
+            silence_seconds=settings.silence_seconds,
         )
         wanted = bool(ray.get(groups.is_followed.remote(group_id, turn)))
         _tidy(stage, outcome, StageStore(settings.storage), keep_checkpoint=wanted)

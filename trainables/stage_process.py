@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import math
 import os
 import select
 import signal
@@ -69,14 +70,24 @@ class StageProcesses:
         self._messages = _Lines(self._server.stdout.fileno())
 
     def run(
-        self, stage: Stage, place: Place, report: Callable[[Report], None], is_wanted: Callable[[], bool]
+        self,
+        stage: Stage,
+        place: Place,
+        report: Callable[[Report], None],
+        is_wanted: Callable[[], bool],
+        silence_seconds: float = math.inf,
     ) -> Outcome:
-        """Run the stage to its end, or until `is_wanted`, asked about once a second, says no."""
+        """Run the stage to its end, or until `is_wanted`, asked about once a second, says no.
+
+        The first worker's stage that reports nothing for `silence_seconds` hangs, and is killed.
+        """
         self._tell({"stage": stage.model_dump(mode="json"), "place": asdict(place)})
         outcome: Outcome | None = None
-        asked_at = time.monotonic()
+        asked_at = heard_at = time.monotonic()
         while True:
             message = self._next_message()
+            if message or place.rank > 0:
+                heard_at = time.monotonic()
             if "report" in message:
                 report(Report.model_validate(message["report"]))
             if "outcome" in message:
@@ -87,6 +98,9 @@ class StageProcesses:
                 asked_at = time.monotonic()
                 if not is_wanted():
                     outcome = Outcome("stopped")
+                elif time.monotonic() - heard_at > silence_seconds:
+                    outcome = Outcome("failed", f"it reported nothing for {silence_seconds:g} s", lost="process")
+                if outcome:
                     self._tell({"stop": True})
 
     def close(self) -> None:
@@ -158,7 +172,7 @@ def _wait(pid: int, orders: _Lines) -> int:
     """
     ended = os.pidfd_open(pid)
     while True:
-        ready, _, _ = select.select([ended, *orders.waiting], [], [])
+        ready = [] if orders.has_line else select.select([ended, *orders.waiting], [], [])[0]
         if ended in ready:
             os.close(ended)
             _kill_group(pid)  # before the wait: until then, no other process can have this number
@@ -184,6 +198,11 @@ class _Lines:
     def waiting(self) -> list[int]:
         """What to wait for with `select`; nothing after the end."""
         return [] if self._ended else [self._descriptor]
+
+    @property
+    def has_line(self) -> bool:
+        """Whether there is a line that has been received with an earlier one; `select` does not see it."""
+        return b"\n" in self._buffer
 
     def read(self, timeout_seconds: float | None = None) -> dict[str, Any] | None:
         """The next message; None when none came in time. A line that a dying process broke off is left out.

@@ -95,8 +95,9 @@ def ignore(report: Report) -> None:
 
 @pytest.fixture(scope="module")
 def processes(storage: Path) -> Iterator[StageProcesses]:
-    """One server for the whole file, whatever its stages do."""
+    """One server for the whole file, whatever its stages do. It has come up."""
     with closing(StageProcesses(storage, 1, "cpu", OR_TRAINING)) as processes:
+        run_one(processes, misbehaving(Behaviour.REPORTS, 99))
         yield processes
 
 
@@ -216,6 +217,20 @@ def test_a_stage_that_nobody_wants_is_killed_with_its_children(processes: StageP
     assert processes.run(stage, ALONE, ignore, not_any_more) == Outcome("stopped")
     assert not is_alive(started(storage)[-1].pid)
     assert eventually(lambda: not is_alive(int((storage / "child").read_text())))
+
+
+def test_a_stage_that_reports_nothing_for_too_long_is_killed(processes: StageProcesses, storage: Path) -> None:
+    reports: list[Report] = []
+    outcome = processes.run(misbehaving(Behaviour.HANGS, 1), ALONE, reports.append, for_ever, silence_seconds=1.5)
+    assert outcome == Outcome("failed", "it reported nothing for 1.5 s", lost="process")
+    assert len(reports) == 1
+    assert not is_alive(started(storage)[-1].pid)
+
+
+def test_a_stage_that_nobody_wants_before_it_begins_is_killed(tmp_path: Path) -> None:
+    """The order to stop is there before the process that starts stages has come up."""
+    with closing(StageProcesses(tmp_path, 1, "cpu", OR_TRAINING)) as processes:
+        assert processes.run(misbehaving(Behaviour.HANGS), ALONE, ignore, not_any_more) == Outcome("stopped")
 
 
 def test_a_stage_that_was_stopped_leaves_the_next_one_unharmed(
