@@ -271,13 +271,13 @@ def _sentence(spec: StudySpec, comparison: Comparison) -> str:
 def _front_sentence(found: Front) -> str:
     """How many configurations are on the front, and what it spans."""
     best = found.best
-    spans = [
-        f"{objective_name(name)} {objective_text(name, mean_of([min(values)]))} "
-        f"to {objective_text(name, mean_of([max(values)]))}"
-        for name in found.objectives
-        for values in [[candidate.means[name].estimate for candidate in best]]
-    ]
+    spans = (_span(name, [candidate.means[name].estimate for candidate in best]) for name in found.objectives)
     return f"On the Pareto front are {len(best)} of {len(found.candidates)} configurations: {', '.join(spans)}."
+
+
+def _span(objective: str, values: Sequence[float]) -> str:
+    low, high = (objective_text(objective, mean_of([value])) for value in (min(values), max(values)))
+    return f"{objective_name(objective)} {low} to {high}"
 
 
 def answer_as_dict(found: Answer) -> dict[str, Any]:

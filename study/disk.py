@@ -37,7 +37,7 @@ def disk_estimate(stages: Iterable[Stage], concurrent: int) -> DiskEstimate:
     """What these stages take, when at most `concurrent` of them train at a time.
 
     A stage counts as often as it is given. The largest may train together, and each of them write a new checkpoint
-    beside its last one.
+    beside its last two.
     """
     stages = list(stages)
     most = sorted((training_bytes(stage) + checkpoint_bytes(stage) for stage in stages), reverse=True)
@@ -51,9 +51,9 @@ def stage_bytes(stage: Stage) -> int:
 
 
 def training_bytes(stage: Stage) -> int:
-    """What the stage takes while it trains: a checkpoint, and the best weights so far, where it keeps those."""
+    """What the stage takes while it trains: two checkpoints, each with the best weights by then if it keeps those."""
     kept = _weights_bytes(stage, stage.parts) if stage.keep == "best" else 0
-    return checkpoint_bytes(stage) + kept
+    return 2 * (checkpoint_bytes(stage) + kept)
 
 
 def checkpoint_bytes(stage: Stage) -> int:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.config import Progress
 from trainables.data.batches import Stream
 from trainables.data.config import PhonesConfig, StageOutputsConfig
@@ -217,6 +218,7 @@ class _Training:
         self.step = 0
         self.skipped_steps = 0
         self.kept: _Kept | None = None
+        self.kept_files: deque[Path] = deque(maxlen=2)  # of the last checkpoint, and the one before it
         self.real_time_factor: float | None = None  # of the last evaluation on dev
         self.reports: list[Report] = []
         self.sums: dict[str, Tensor] = {}  # of each term since the last report: (sum, count)
@@ -379,31 +381,29 @@ class _Training:
         return folder
 
     def _save_checkpoint(self) -> None:
-        buffer = io.BytesIO()
-        torch.save(
-            {
-                "step": self.step,
-                "model": self.model.state_dict(),
-                "updates": [update.state() for update in self.updates],
-                "skipped_steps": self.skipped_steps,
-                "sums": self.sums,
-                "kept": asdict(self.kept) if self.kept else None,
-                "streams": {name: stream.state() for name, stream in self.streams.items()},
-                "reports": [report.model_dump() for report in self.reports],
-                "spent_seconds": list(self._spent_seconds()),
-            },
-            buffer,
-        )
-        write_atomically(self.folder / "checkpoint.pt", buffer.getvalue())
-        for file in self.folder.glob("kept-*.safetensors"):  # only now: the last checkpoint may have named an older one
-            if self.kept and file != self._kept_file():
+        state = {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "updates": [update.state() for update in self.updates],
+            "skipped_steps": self.skipped_steps,
+            "sums": self.sums,
+            "kept": asdict(self.kept) if self.kept else None,
+            "streams": {name: stream.state() for name, stream in self.streams.items()},
+            "reports": [report.model_dump() for report in self.reports],
+            "spent_seconds": list(self._spent_seconds()),
+        }
+        save_checkpoint(self.folder, state)
+        if self.kept:
+            self.kept_files.append(self._kept_file())
+        for file in self.folder.glob("kept-*.safetensors"):  # only now: the last checkpoints may have named older ones
+            if self.kept_files and file not in self.kept_files:
                 file.unlink()
 
     def _load_checkpoint(self) -> None:
-        path = self.folder / "checkpoint.pt"
-        if not agree(path.is_file()):
+        state = load_checkpoint(self.folder)
+        if not agree(state is not None):
             return
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        assert state is not None
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         for update, saved in zip(self.updates, state["updates"], strict=True):
@@ -412,6 +412,7 @@ class _Training:
         share = 1.0 if rank() == 0 else 0.0  # of what one worker had summed up
         self.sums = {name: pair.to(self.device) * share for name, pair in state["sums"].items()}
         self.kept = _Kept(**state["kept"]) if state["kept"] else None
+        self.kept_files.extend([self._kept_file()] if self.kept else [])
         for name, stream in self.streams.items():
             stream.load_state(state["streams"][name])
         self.reports = [Report.model_validate(report) for report in state["reports"]]

@@ -95,8 +95,8 @@ class _Request:
 
 
 def _how_telling(outcome: Outcome) -> tuple[int, bool]:
-    """The most telling first; what will fail again tells more than what was lost."""
-    return ("failed", "busy", "stopped", "finished").index(outcome.status), outcome.lost is not None
+    """The most telling first; where a process was lost, the others fail because they no longer reach it."""
+    return ("failed", "busy", "stopped", "finished").index(outcome.status), outcome.lost is None
 
 
 @dataclass
@@ -234,6 +234,10 @@ class WorkerGroups:
     async def report(self, group_id: int, turn: int, report: Report) -> None:
         self._request(group_id, turn).reports.append(report)
         await self._notify()
+
+    async def tell(self, message: str) -> None:
+        """What a person should know."""
+        self._told.append(message)
 
     async def is_wanted(self, group_id: int, turn: int) -> bool:
         """Whether a worker should go on: a trial wants the stage, and no other worker of the group has failed."""
@@ -395,6 +399,7 @@ def _work(config: dict[str, Any]) -> None:
             report=functools.partial(_report, groups, group_id, turn),
             is_wanted=functools.partial(_is_wanted, groups, group_id, turn),
             silence_seconds=settings.silence_seconds,
+            tell=groups.tell.remote,
         )
         wanted = bool(ray.get(groups.is_followed.remote(group_id, turn)))
         _tidy(stage, outcome, StageStore(settings.storage), keep_checkpoint=wanted)

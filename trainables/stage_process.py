@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import logging
 import math
 import os
 import select
@@ -76,8 +77,9 @@ class StageProcesses:
         report: Callable[[Report], None],
         is_wanted: Callable[[], bool],
         silence_seconds: float = math.inf,
+        tell: Callable[[str], None] = lambda message: None,
     ) -> Outcome:
-        """Run the stage to its end, or until `is_wanted`, asked about once a second, says no.
+        """Run the stage to its end, or until `is_wanted`, asked about once a second, says no. `tell` gets its warnings.
 
         The first worker's stage that reports nothing for `silence_seconds` hangs, and is killed.
         """
@@ -90,6 +92,8 @@ class StageProcesses:
                 heard_at = time.monotonic()
             if "report" in message:
                 report(Report.model_validate(message["report"]))
+            if "warning" in message:
+                tell(message["warning"])
             if "outcome" in message:
                 outcome = Outcome(**message["outcome"])
             if "exit" in message:
@@ -157,12 +161,24 @@ def _run_forked(run: Callable[..., Outcome], stage: Stage, place: Place, message
     os.setpgid(0, 0)  # what it starts is killed with it
     ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the orders are not for it
+    logging.getLogger(__package__).addHandler(_Warnings(messages))
     try:
         outcome = run(stage, place, lambda report: _send(messages, {"report": report.model_dump()}))
         _send(messages, {"outcome": asdict(outcome)})
     except BaseException as error:  # noqa: BLE001  (whatever it is, this process must not go on as the server)
         _send(messages, {"outcome": asdict(Outcome("failed", describe(error)))})
     os._exit(0)
+
+
+class _Warnings(logging.Handler):
+    """Sends warnings to whoever had the stage run."""
+
+    def __init__(self, messages: int) -> None:
+        super().__init__(logging.WARNING)
+        self._messages = messages
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _send(self._messages, {"warning": record.getMessage()})
 
 
 def _wait(pid: int, orders: _Lines) -> int:

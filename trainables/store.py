@@ -54,7 +54,8 @@ class StageStore:
         shutil.rmtree(final, ignore_errors=True)  # what an interrupted copy or deletion may have left
         partial.rename(final)
         _sync_folder(final.parent)
-        (final / "checkpoint.pt").unlink(missing_ok=True)  # last: until the stage is in its place, it is needed
+        for checkpoint in final.glob("checkpoint*.pt"):  # last: until the stage is in its place, they are needed
+            checkpoint.unlink(missing_ok=True)
 
     def discard(self, stage: Stage) -> None:
         """Remove what the unfinished stage has written. Nobody may be running it."""

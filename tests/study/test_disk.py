@@ -86,17 +86,21 @@ def test_a_trained_stage_takes_what_was_estimated(
         assert stage_bytes(stage) == pytest.approx(size(store.folder(stage)), rel=0.1)
 
 
-def test_the_best_weights_are_beside_the_checkpoint_while_a_stage_trains(small_corpus: Path, tmp_path: Path) -> None:
-    *_, stage = stages(small_corpus, {"kind": "supervised", "train": {**EVALUATED, "keep": "best"}}, model=COMPACT)
+def test_two_checkpoints_and_the_best_weights_at_their_time_are_there_while_a_stage_trains(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    *_, stage = stages(
+        small_corpus, {"kind": "supervised", "train": {**EVALUATED, "steps": 4, "keep": "best"}}, model=COMPACT
+    )
     store, sizes = StageStore(tmp_path), []
 
     def look(report: Report) -> None:
         folder = store.partial_folder(stage)
-        sizes.append(size(folder, "checkpoint.pt") + max(p.stat().st_size for p in folder.glob("kept-*")))
+        sizes.append(size(folder, "checkpoint*.pt") + 2 * max(p.stat().st_size for p in folder.glob("kept-*")))
 
     run_stage(stage, store, look)
     assert training_bytes(stage) == pytest.approx(max(sizes), rel=0.1)
-    assert training_bytes(stage.with_(keep="last")) == checkpoint_bytes(stage)
+    assert training_bytes(stage.with_(keep="last")) == 2 * checkpoint_bytes(stage)
 
 
 def test_a_stage_that_decodes_keeps_its_hypotheses_and_has_no_checkpoint(small_corpus: Path, tmp_path: Path) -> None:

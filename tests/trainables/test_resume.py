@@ -97,6 +97,35 @@ def test_without_time_for_a_checkpoint_none_is_written_and_training_starts_again
     assert after[0].reported_at > before[-1].reported_at
 
 
+@pytest.mark.parametrize("spoil", ["torn", "one bit", "missing"])
+def test_a_spoilt_checkpoint_costs_the_steps_since_the_one_before(
+    small_corpus: Path, tmp_path: Path, spoil: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stage, store, whole = supervised(small_corpus), StageStore(tmp_path), StageStore(tmp_path / "whole")
+    before = interrupted(stage, store, 4)
+    path = store.partial_folder(stage) / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    if spoil == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(content[: len(content) // 3] if spoil == "torn" else content)
+    after, expected = run(stage, store), run(stage, whole)
+    assert without_times(after) == without_times(expected)
+    assert_same_weights(stage, store, whole)
+    again = [a.reported_at > b.reported_at for a, b in zip(after, before, strict=False)]
+    assert again == [False, False, True], "the last step of the first attempt was made again, and no earlier one"
+    assert ("is not as it was written" in caplog.text) == (spoil != "missing")
+
+
+def test_without_a_whole_checkpoint_training_starts_again(small_corpus: Path, tmp_path: Path) -> None:
+    stage, store, whole = supervised(small_corpus), StageStore(tmp_path), StageStore(tmp_path / "whole")
+    interrupted(stage, store, 4)
+    for path in store.partial_folder(stage).glob("checkpoint*.pt"):
+        path.write_bytes(b"")
+    assert without_times(run(stage, store)) == without_times(run(stage, whole))
+
+
 def test_a_folder_without_its_done_mark_is_no_obstacle(small_corpus: Path, tmp_path: Path) -> None:
     """What an interrupted deletion or copy leaves."""
     stage, store = supervised(small_corpus, 1), StageStore(tmp_path)

@@ -165,6 +165,17 @@ def test_audio_that_cannot_be_decoded_fails_the_stage_alone(
     assert_same(stage, expected, store)
 
 
+def test_warnings_are_told(processes: StageProcesses, storage: Path, small_corpus: Path) -> None:
+    stage, told = supervised(small_corpus, 1), list[str]()
+    partial = StageStore(storage).partial_folder(stage)
+    partial.mkdir(parents=True)
+    (partial / "checkpoint.pt").write_bytes(b"half a checkpoint")
+    assert processes.run(stage, ALONE, ignore, for_ever, tell=told.append) == Outcome("finished")
+    assert [message.partition(" ")[2] for message in told] == [
+        "is not as it was written, and is left out; training goes on from an earlier state"
+    ]
+
+
 @pytest.mark.parametrize("behaviour", FAILURES, ids=lambda behaviour: behaviour.name.lower())
 def test_a_failure_has_a_cause_and_leaves_the_next_stage_unharmed(
     behaviour: Behaviour, processes: StageProcesses, storage: Path, stage: Stage, expected: StageStore

@@ -1,0 +1,49 @@
+"""The checkpoint of an unfinished stage, and the one before it, should storage lose or spoil the newest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainables.store import write_atomically
+
+NEWEST, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
+DIGEST_BYTES = 32  # of sha256, at the end of the file
+
+logger = logging.getLogger(__name__)
+
+
+def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+    """Write the state. The newest checkpoint so far becomes the one before it."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    digest = hashlib.sha256(buffer.getbuffer()).digest()
+    if (folder / NEWEST).exists():
+        (folder / NEWEST).replace(folder / BEFORE)  # which is read if this process dies here
+    buffer.seek(0, io.SEEK_END)
+    buffer.write(digest)
+    write_atomically(folder / NEWEST, buffer.getvalue())
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """The newest state that is as it was written; None when there is none. What is spoilt is removed, with a warning.
+
+    Nothing of the file is run: it holds tensors and plain values.
+    """
+    for path in (folder / NEWEST, folder / BEFORE):
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            continue
+        state, digest = memoryview(content)[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
+        if hashlib.sha256(state).digest() == digest:
+            found: dict[str, Any] = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
+            return found
+        logger.warning("%s is not as it was written, and is left out; training goes on from an earlier state", path)
+        path.unlink(missing_ok=True)
+    return None
