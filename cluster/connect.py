@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,8 @@ _QUIET = {
 # One unit of it exists on the node that runs the cluster's head, whatever else that node offers. Light drivers ask for
 # a sliver: they need no CPU, fit on a head without CPUs, and never compete with training.
 HEAD_SLIVER = {"node:__internal_head__": 0.0001}
+
+REACH_SECONDS = 10
 
 
 class NoClusterError(RuntimeError):
@@ -44,6 +47,8 @@ def connect() -> Iterator[None]:
     # cause of a failure.
     ray._private.worker._worker_logs_enabled = False
     address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _refuse_dead(address)
     try:
         ray.init(
             address=address or "local",
@@ -52,12 +57,24 @@ def connect() -> Iterator[None]:
             **({} if address else {"include_dashboard": False}),
         )
     except ConnectionError as error:
-        reason = str(error.__context__ or error).strip().splitlines()[-1]
         raise NoClusterError(
-            f"RAY_ADDRESS={address}: no Ray cluster can be joined there ({reason}); unset it to start one on this "
-            "machine, and set RAY_AUTH_MODE=token for a cluster with token authentication"
+            f"RAY_ADDRESS={address}: Ray cannot join a cluster there ({str(error).strip().splitlines()[0]}); a cluster "
+            "with token authentication needs RAY_AUTH_MODE=token and its token here, too"
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _refuse_dead(address: str) -> None:
+    """Ray would try for minutes to reach what is not there."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=REACH_SECONDS).close()
+        except OSError as error:
+            raise NoClusterError(
+                f"RAY_ADDRESS={address}: no cluster answers there ({error}); start it, or unset RAY_ADDRESS to have "
+                "one on this machine"
+            ) from error
