@@ -412,7 +412,7 @@ def _tidy(stage: Stage, outcome: Outcome, store: StageStore, *, keep_checkpoint:
         return
     lease = store.lease(stage)
     lease.held_by_another()  # a dead holder's is removed
-    if outcome.status == "stopped" and not keep_checkpoint:
+    if not keep_checkpoint:  # of several workers, those that are not stopped first fail
         with lease.hold() as held:  # not while another worker, or another study, runs it
             if held:
                 store.discard(stage)
