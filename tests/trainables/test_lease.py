@@ -86,13 +86,13 @@ def test_a_later_process_with_the_number_of_a_dead_holder_does_not_keep_its_leas
 
 def test_several_that_find_a_dead_holder_take_turns_and_leave_no_lease(tmp_path: Path) -> None:
     """None may take a lease away that another one has just taken."""
-    path, inside, most = tmp_path / "a.lease", threading.Semaphore(1), 300
+    path, inside, num_rounds = tmp_path / "a.lease", threading.Semaphore(1), 300
     dead = f"{socket.gethostname()} {os.getpid()} 1"
     rounds = threading.Barrier(4, action=lambda: path.write_text(f"{dead} {uuid.uuid4().hex}"), timeout=60)
 
     def take_over() -> int:
         taken = 0
-        for _ in range(most):
+        for _ in range(num_rounds):
             rounds.wait()
             lease = Lease(path)
             lease.held_by_another()
@@ -110,7 +110,7 @@ def test_several_that_find_a_dead_holder_take_turns_and_leave_no_lease(tmp_path:
     with ThreadPoolExecutor(4) as pool:
         taken = [future.result() for future in [pool.submit(take_over) for _ in range(4)]]
     assert not left
-    assert sum(taken) >= most
+    assert sum(taken) >= num_rounds
 
 
 def test_an_old_foreign_lease_is_respected_at_first_sight_for_clocks_may_differ(tmp_path: Path) -> None:
