@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainables.store import write_atomically
+from trainables.store import remove_unfinished, write_atomically
 
 NEWEST, BEFORE = "checkpoint.pt", "checkpoint-before.pt"
 DIGEST_BYTES = 32  # of sha256, at the end of the file
@@ -19,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write the state. The newest checkpoint so far becomes the one before it."""
+    """Write the state. The newest checkpoint so far becomes the one before it.
+
+    Raises OSError, as when the disk is full; the newest checkpoint so far is then the one that is read.
+    """
     buffer = io.BytesIO()
     torch.save(state, buffer)
     digest = hashlib.sha256(buffer.getbuffer()).digest()
@@ -33,17 +37,23 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest state that is as it was written; None when there is none. What is spoilt is removed, with a warning.
 
-    Nothing of the file is run: it holds tensors and plain values.
+    Nothing of the file is run: it holds tensors and plain values. Nobody may be writing to the folder.
     """
+    remove_unfinished(folder)
     for path in (folder / NEWEST, folder / BEFORE):
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             continue
+        except IsADirectoryError:
+            content = b""
         state, digest = memoryview(content)[:-DIGEST_BYTES], content[-DIGEST_BYTES:]
         if hashlib.sha256(state).digest() == digest:
             found: dict[str, Any] = torch.load(io.BytesIO(state), map_location="cpu", weights_only=True)
             return found
         logger.warning("%s is not as it was written, and is left out; training goes on from an earlier state", path)
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return None

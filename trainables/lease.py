@@ -40,6 +40,7 @@ class Lease:
         if not self._create(holder):
             yield None
             return
+        self._remove_unfinished()
         self.holder, self.lost, stop = holder, False, threading.Event()
         beat = threading.Thread(target=self._beat, args=(stop,), daemon=True, name="lease-heartbeat")
         beat.start()
@@ -79,14 +80,21 @@ class Lease:
     def _create(self, holder: str) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(f".{self.path.name}.{uuid.uuid4().hex[:8]}")
-        beside.write_text(holder)
         try:
+            beside.write_text(holder)
             os.link(beside, self.path)  # unlike rename, fails when the lease exists, and shows it only when complete
-        except FileExistsError:
+        except (FileExistsError, FileNotFoundError):  # not found: a holder has removed what is beside
             return False
         finally:
-            beside.unlink()
+            with contextlib.suppress(OSError):
+                beside.unlink(missing_ok=True)
         return True
+
+    def _remove_unfinished(self) -> None:
+        """Remove what processes that died left beside the lease. Its holder may: others cannot have it now."""
+        with contextlib.suppress(OSError):
+            for left in self.path.parent.glob(f".{self.path.name}.*"):
+                left.unlink(missing_ok=True)
 
     def _read(self) -> str | None:
         try:
@@ -128,5 +136,7 @@ def _process_start(pid: int) -> str:
 
 
 def _process_is_gone(holder: str) -> bool:
+    if holder.count(" ") != 3:  # torn by a crash of its machine
+        return True
     host, pid, start, _ = holder.split(" ")
     return host == socket.gethostname() and start != "?" and _process_start(int(pid)) != start

@@ -21,7 +21,7 @@ from trainables.store import write_atomically
 
 def eventually(condition: Callable[[], bool]) -> bool:
     """True as soon as the condition holds; False after a time that only a broken program needs."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while not condition():
         if time.monotonic() > deadline:
             return False

@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import threading
 import time
 import uuid
@@ -23,14 +24,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
 
-from trainables.data.audio import FULL_SCALE, LOUDEST, at_sample_rate, mono
+from trainables.data.audio import FULL_SCALE, LOUDEST, UNDECODABLE, at_sample_rate, can_resample, mono
 from trainables.data.corpora.findings import Finding, Limits
 from trainables.data.corpora.segment import Segment
 from trainables.data.corpus import BYTES_PER_SAMPLE, CorpusError
@@ -38,6 +39,7 @@ from trainables.data.corpus import BYTES_PER_SAMPLE, CorpusError
 FORMAT_VERSION = 1  # of the audio store; part of the shards' names
 SEGMENTS_A_SHARD = 500
 ABANDONED_SECONDS = 3600.0  # since the last write to an unfinished file
+_UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]+")  # name, process, and what makes it unique
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,8 @@ class Shard:
         """Decode the segments and write them; what another process has made meanwhile is taken."""
         if (found := self.finished()) is not None:
             return found
-        beside = self.samples.with_name(f".{self.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
         checksum, first, stored = 0, 0, []
-        with beside.open("wb") as stream:
+        with _writing(self.samples) as stream:
             for segment, samples in decoded(self.segments, self.limits):
                 if isinstance(samples, Finding):
                     stored.append(Stored(segment.id, finding=samples))
@@ -111,9 +112,6 @@ class Shard:
                 checksum = zlib.crc32(content, checksum)
                 first += len(samples)
                 stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(self.samples)
         index = {
             "bytes": first * BYTES_PER_SAMPLE,
             "checksum": f"{checksum:08x}",
@@ -138,7 +136,7 @@ def remove_abandoned(folder: Path) -> None:
     """What killed preparations had begun to write; a shard takes minutes."""
     for path in folder.glob(".*"):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+            if _UNFINISHED.fullmatch(path.name) and time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
                 path.unlink()
 
 
@@ -193,12 +191,12 @@ def decoded(segments: Sequence[Segment], limits: Limits) -> Iterator[tuple[Segme
         if segment.path != path:
             if file:
                 file.close()
-            path, file, problem = segment.path, None, None
+            path, problem = segment.path, None
             try:
-                file = soundfile.SoundFile(path)
-            except (soundfile.SoundFileError, OSError) as error:
-                missing = not path.is_file()
-                problem = ("missing_audio", "no such file") if missing else ("undecodable", str(error))
+                file = _opened(path)
+                problem = None if file else ("missing_audio", "no such file")
+            except UNDECODABLE as error:
+                file, problem = None, ("undecodable", str(error))
         if file is None:
             assert problem
             yield segment, Finding(problem[0], segment.id, str(segment.path), problem[1])  # type: ignore[arg-type]
@@ -208,6 +206,11 @@ def decoded(segments: Sequence[Segment], limits: Limits) -> Iterator[tuple[Segme
         file.close()
 
 
+def _opened(path: Path) -> Any:
+    """The audio file; None where there is no regular file, such as a pipe, which nobody may ever write to."""
+    return soundfile.SoundFile(path) if path.is_file() else None
+
+
 def _samples(segment: Segment, file: Any, limits: Limits) -> NDArray[np.int16] | Finding:
     def found(kind: Any, detail: str) -> Finding:
         return Finding(kind, segment.id, str(segment.path), detail)
@@ -215,6 +218,8 @@ def _samples(segment: Segment, file: Any, limits: Limits) -> NDArray[np.int16] |
     rate_hz = file.samplerate
     if rate_hz < limits.min_sample_rate_hz:
         return found("wrong_rate", f"{rate_hz} Hz; at least {limits.min_sample_rate_hz} Hz is needed")
+    if not can_resample(rate_hz):
+        return found("wrong_rate", f"{rate_hz} Hz is none that audio has")
     first = min(round(segment.start_seconds * rate_hz), file.frames)
     count = file.frames - first
     if segment.duration_seconds is not None:
@@ -224,7 +229,7 @@ def _samples(segment: Segment, file: Any, limits: Limits) -> NDArray[np.int16] |
     try:
         file.seek(first)
         samples = file.read(count, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+    except UNDECODABLE as error:
         return found("undecodable", str(error))
     if message := _length_problem(segment, file, len(samples) / rate_hz, limits):
         return found(*message)
@@ -287,7 +292,22 @@ def _checksum_of(path: Path) -> str:
 
 def write(path: Path, text: str) -> None:
     """Write beside, then rename: a reader sees the old content or the new."""
+    with _writing(path) as stream:
+        stream.write(text.encode())
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[BinaryIO]:
+    """A file beside `path`, flushed to the disk and put in its place after the block, and removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    try:
+        with beside.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise

@@ -89,7 +89,8 @@ def prepare(
         raise CorpusError(f"{root}: {corpus.title} has no utterance there that can be used")
     audio = output / "audio"
     audio.mkdir(parents=True, exist_ok=True)
-    remove_abandoned(audio)
+    for folder in (output, audio, output / "lists"):
+        remove_abandoned(folder)
     shards = [Shard(tuple(part), root, audio, limits, verify) for part in shards_of(segments)]
     stored = stored_in(shards, processes, progress)
     findings += [s.finding for shard in shards for s in stored[shard.name] if s.finding]
@@ -121,6 +122,7 @@ def _usable(given: Iterable[Segment], limits: Limits) -> tuple[list[Segment], li
     ids: set[str] = set()  # as the corpus gives them: pieces have others
     findings: list[Finding] = []
     for raw in given:
+        _refuse_unwritable(raw)
         segment = _with_split(replace(raw, text=None if raw.text is None else clean(raw.text, raw.language)))
         if segment.split == "unlabelled" and text_finding(segment):
             segment = replace(segment, text=None)  # it is not needed
@@ -133,6 +135,13 @@ def _usable(given: Iterable[Segment], limits: Limits) -> tuple[list[Segment], li
             ids.add(segment.id)
             segments |= {piece.id: piece for piece in pieces}
     return sorted(segments.values(), key=lambda s: (str(s.path), s.start_seconds, s.id)), findings
+
+
+def _refuse_unwritable(segment: Segment) -> None:
+    """Raises CorpusError for what a line of a tab-separated table cannot hold."""
+    for field, value in (("id", segment.id), ("speaker", segment.speaker), ("language", segment.language)):
+        if set(value) & set("\t\r\n\0"):
+            raise CorpusError(f"{segment.path}: utterance {segment.id!r}: {field} {value!r} has a tab or a line break")
 
 
 def _with_split(segment: Segment) -> Segment:
