@@ -61,14 +61,24 @@ class InfeasibleError(ValueError):
 
 
 def present_nodes() -> list[Node]:
-    """The nodes that are there now."""
-    types = _reported_types()
-    return [_node(found, types) for found in ray.nodes() if found["Alive"]]
+    """The nodes that are there now, and stay."""
+    types, leaving = _reported_types(), draining_nodes()
+    return [_node(found, types) for found in ray.nodes() if found["Alive"] and found["NodeID"] not in leaving]
+
+
+def draining_nodes() -> set[str]:
+    """Ids of the nodes that have been told to go: by the cloud, by an autoscaler, or by SIGTERM to their Ray."""
+    return set(ray._private.state.state.get_draining_nodes())
+
+
+def this_node_id() -> str:
+    """Of the node that this worker runs on."""
+    return str(ray.get_runtime_context().get_node_id())
 
 
 def this_node() -> Node:
     """The node that this worker runs on."""
-    me = ray.get_runtime_context().get_node_id()
+    me = this_node_id()
     return next(_node(found, _reported_types()) for found in ray.nodes() if found["NodeID"] == me)
 
 

@@ -118,7 +118,7 @@ class _Lane:
         def work(rank: int) -> None:
             place = Place(rank, self._workers, address)
             outcome = self._processes[rank].run(
-                stage, place, reports.append, lambda: not (self._ended or causes or is_enough(reports))
+                stage, place, reports.append, lambda: "stop" if self._ended or causes or is_enough(reports) else "go on"
             )
             if outcome.status == "failed" and not is_enough(reports):  # workers fail when another one has stopped
                 causes.append(f"{stage.kind}: {outcome.cause}")

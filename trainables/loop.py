@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import time
 from collections import deque
@@ -38,6 +39,7 @@ from trainables.store import StageStore, write_atomically
 
 Reporter = Callable[[Report], None]
 
+logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 20  # updates; fp16 needs some to find a scale for its loss
 MAX_SKIPPED_AT_THE_END = 2
@@ -52,13 +54,25 @@ class StageBusyError(RuntimeError):
     """Another worker is running the stage."""
 
 
-def run_stage(stage: Stage, store: StageStore, report: Reporter, device: torch.device | None = None) -> StageResult:
+class LeavingError(RuntimeError):
+    """The stage was told to leave its machine, and has written its checkpoint."""
+
+
+def run_stage(
+    stage: Stage,
+    store: StageStore,
+    report: Reporter,
+    device: torch.device | None = None,
+    leave: Callable[[], bool] = lambda: False,
+) -> StageResult:
     """Train the stage, or continue it from its checkpoint, and commit it to the store.
 
     Every worker of the group calls this; the first one reports and writes. `report` receives the whole curve, what was
-    reported before an interruption included. A finished stage is returned as it is.
+    reported before an interruption included. A finished stage is returned as it is. When `leave` says so, a checkpoint
+    is written as soon as that can be, and training ends.
 
-    Raises StageBusyError when another worker holds its lease, CorpusError for data that cannot be used, DivergedError.
+    Raises StageBusyError when another worker holds its lease, CorpusError for data that cannot be used, DivergedError,
+    LeavingError.
     """
     report = report if rank() == 0 else _ignore
     if finished := _finished(stage, store, report):
@@ -74,7 +88,7 @@ def run_stage(stage: Stage, store: StageStore, report: Reporter, device: torch.d
         device = device or torch.device("cpu")
         if stage.language_model:
             return decode_stage(stage, store, device, report)
-        return _Training(stage, store, device, lease).run(report)
+        return _Training(stage, store, device, lease).run(report, leave)
 
 
 def _finished(stage: Stage, store: StageStore, report: Reporter) -> StageResult | None:
@@ -226,7 +240,7 @@ class _Training:
         self.started = time.monotonic()
         self._load_checkpoint()
 
-    def run(self, report: Reporter) -> StageResult:
+    def run(self, report: Reporter, leave: Callable[[], bool]) -> StageResult:
         for past in self.reports:
             report(past)
         saved_at = time.monotonic()
@@ -238,6 +252,10 @@ class _Training:
                 report(self.reports[-1])
             # Several workers: only between reports' sums, for the checkpoint holds nothing that is spread over them.
             whole = world_size() == 1 or not self.sums
+            if rank() == 0 and whole and leave() and self.step < self.stage.steps:
+                saved = self._save_checkpoint()
+                where = f"at step {self.step} of {self.stage.steps}" if saved else "without a checkpoint"
+                raise LeavingError(f"its machine goes away; it left {where}")
             if rank() == 0 and whole and time.monotonic() - saved_at > self.stage.checkpoint_seconds:
                 self._save_checkpoint()
                 saved_at = time.monotonic()
@@ -380,7 +398,8 @@ class _Training:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _save_checkpoint(self) -> None:
+    def _save_checkpoint(self) -> bool:
+        """Whether it could be written. Training goes on without, too."""
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -392,12 +411,17 @@ class _Training:
             "reports": [report.model_dump() for report in self.reports],
             "spent_seconds": list(self._spent_seconds()),
         }
-        save_checkpoint(self.folder, state)
+        try:
+            save_checkpoint(self.folder, state)
+        except OSError as error:
+            logger.warning("%s: no checkpoint at step %d: %s; training goes on", self.stage.name(), self.step, error)
+            return False
         if self.kept:
             self.kept_files.append(self._kept_file())
         for file in self.folder.glob("kept-*.safetensors"):  # only now: the last checkpoints may have named older ones
             if self.kept_files and file not in self.kept_files:
                 file.unlink()
+        return True
 
     def _load_checkpoint(self) -> None:
         state = load_checkpoint(self.folder)
@@ -428,8 +452,6 @@ class _Training:
             if "ctc_head" in trained:
                 symbols = json.dumps({"symbols": self.symbols.symbols}, ensure_ascii=False)
                 write_atomically(self.folder / "symbols.json", symbols.encode())
-            for file in self.folder.glob("kept-*.safetensors"):
-                file.unlink()
             self.store.commit(self.stage, result)
         agree(None)  # no worker goes on before the stage is stored
         return result

@@ -30,9 +30,19 @@ import ray.train.collective
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.connect import HEAD_SLIVER
-from cluster.nodes import GroupSize, Node, autoscales, fit_together, possible_nodes, present_nodes, this_node
+from cluster.nodes import (
+    GroupSize,
+    Node,
+    autoscales,
+    draining_nodes,
+    fit_together,
+    possible_nodes,
+    present_nodes,
+    this_node,
+    this_node_id,
+)
 from trainables.stage import Report, Stage
-from trainables.stage_process import Outcome, Place, StageProcesses
+from trainables.stage_process import Order, Outcome, Place, StageProcesses
 from trainables.store import StageStore
 
 LONG_POLL_SECONDS = 5.0
@@ -106,6 +116,7 @@ class _Group:
     run: Any = None  # reference to the task that runs it
     started_at: float = field(default_factory=time.monotonic)
     ready_at: float | None = None  # since when it holds its machines
+    nodes: set[str] = field(default_factory=set)  # ids of its machines
     hourly_cost: float = 0.0
 
     @property
@@ -145,6 +156,7 @@ class WorkerGroups:
         self._spent_before = (0.0, 0.0)  # by groups that have ended
         self._blocked = False  # a stage waits for a group that there is no room for
         self._nodes: list[Node] = []
+        self._draining: set[str] = set()  # ids of nodes that go away
         self._nodes_read_at = -NODES_SECONDS
         self._changed = asyncio.Condition()
 
@@ -205,25 +217,32 @@ class WorkerGroups:
 
     # ---- asked by workers --------------------------------------------------------------------------------------
 
-    async def ready(self, group_id: int, hourly_cost: float) -> None:
-        """A worker of the group has started, and costs this much."""
+    async def ready(self, group_id: int, node: str, hourly_cost: float) -> None:
+        """A worker of the group has started on this node, and costs this much."""
         group = self._groups[group_id]
         group.ready_at = group.ready_at or time.monotonic()
+        group.nodes.add(node)
         group.hourly_cost += hourly_cost
 
     async def take(self, group_id: int, turn: int) -> Stage | None:
         """The stage number `turn` of the group, the same for all its workers. None: the group ends.
 
-        It ends when no work of its size came for a while, or when it stands in the way of other work.
+        It ends when no work of its size came for a while, when it stands in the way of other work, or when its machines
+        go away.
         """
         group = self._groups[group_id]
         if turn == len(group.turns):
             await self._wait(
-                lambda: self._next_for(group) is not None or self._blocked or turn < len(group.turns),
+                lambda: (
+                    self._next_for(group) is not None
+                    or self._blocked
+                    or self._goes_away(group)
+                    or turn < len(group.turns)
+                ),
                 self._settings.idle_seconds,
             )
         if turn == len(group.turns):
-            request = self._next_for(group)
+            request = None if self._goes_away(group) else self._next_for(group)
             if request:
                 self._waiting.remove(request)
             group.turns.append(request)
@@ -239,9 +258,12 @@ class WorkerGroups:
         """What a person should know."""
         self._told.append(message)
 
-    async def is_wanted(self, group_id: int, turn: int) -> bool:
-        """Whether a worker should go on: a trial wants the stage, and no other worker of the group has failed."""
-        return await self.is_followed(group_id, turn) and not self._request(group_id, turn).has_failed
+    async def order(self, group_id: int, turn: int) -> Order:
+        """What a worker should do: stop, when no trial wants the stage or another worker of the group has failed."""
+        if not await self.is_followed(group_id, turn) or self._request(group_id, turn).has_failed:
+            return "stop"
+        self._look_at_nodes()
+        return "leave" if self._goes_away(self._groups[group_id]) else "go on"
 
     async def is_followed(self, group_id: int, turn: int) -> bool:
         """Whether a trial wants the stage."""
@@ -249,8 +271,10 @@ class WorkerGroups:
 
     async def end(self, group_id: int, turn: int, outcome: Outcome) -> None:
         """Record how that stage ended for one worker of the group."""
-        request = self._request(group_id, turn)
+        request, group = self._request(group_id, turn), self._groups[group_id]
         request.end(outcome)
+        if outcome.lost == "group" and not group.ending:  # its machines go away
+            group.turns.append(None)
         self._try_again(request)
         await self._notify()
 
@@ -261,6 +285,9 @@ class WorkerGroups:
 
     # ---- groups ------------------------------------------------------------------------------------------------
 
+    def _goes_away(self, group: _Group) -> bool:
+        return not group.nodes.isdisjoint(self._draining)
+
     def _next_for(self, group: _Group) -> _Request | None:
         """The stage that has waited for longest among those that need groups of this size."""
         return next((request for request in self._waiting if request.size == group.size), None)
@@ -268,7 +295,9 @@ class WorkerGroups:
     def _start_groups(self) -> None:
         """A group for each stage that waits and no idle group will take, in their order, while there is room."""
         self._blocked = False
-        idle = [group.size for group in self._groups.values() if not group.unfinished and not group.ending]
+        self._look_at_nodes()
+        able = [group for group in self._groups.values() if not group.ending and not self._goes_away(group)]
+        idle = [group.size for group in able if not group.unfinished]
         for request in self._waiting:
             if request.size in idle:
                 idle.remove(request.size)
@@ -286,15 +315,15 @@ class WorkerGroups:
         most = self._settings.max_groups
         if most is not None and len(self._groups) >= most:
             return False
-        sizes = [group.size for group in self._groups.values()]
-        if fit_together([*sizes, size], self._possible_nodes()):
+        sizes = [group.size for group in self._groups.values() if not self._goes_away(group)]
+        if fit_together([*sizes, size], self._nodes):
             return True
         return autoscales(self._nodes) and all(group.ready_at for group in self._groups.values())
 
-    def _possible_nodes(self) -> list[Node]:
+    def _look_at_nodes(self) -> None:
         if time.monotonic() - self._nodes_read_at > NODES_SECONDS:
-            self._nodes, self._nodes_read_at = possible_nodes(present_nodes()), time.monotonic()
-        return self._nodes
+            self._nodes, self._draining = possible_nodes(present_nodes()), draining_nodes()
+            self._nodes_read_at = time.monotonic()
 
     def _start_group(self, size: GroupSize) -> None:
         group_id, self._started = self._started, self._started + 1
@@ -387,7 +416,7 @@ def _work(config: dict[str, Any]) -> None:
     settings: GroupSettings = config["settings"]
     device = "cuda" if size.gpus_per_worker else "cpu"
     processes = StageProcesses(settings.storage, size.cpus_per_worker, device, settings.module)
-    ray.get(groups.ready.remote(group_id, _hourly_cost(size, settings.node_prices)))
+    ray.get(groups.ready.remote(group_id, this_node_id(), _hourly_cost(size, settings.node_prices)))
     for turn in itertools.count():
         stage: Stage | None = ray.get(groups.take.remote(group_id, turn))
         if stage is None:
@@ -397,7 +426,7 @@ def _work(config: dict[str, Any]) -> None:
             stage,
             _place(size),
             report=functools.partial(_report, groups, group_id, turn),
-            is_wanted=functools.partial(_is_wanted, groups, group_id, turn),
+            order=functools.partial(_order, groups, group_id, turn),
             silence_seconds=settings.silence_seconds,
             tell=groups.tell.remote,
         )
@@ -444,8 +473,9 @@ def _report(groups: Any, group_id: int, turn: int, report: Report) -> None:
     ray.get(groups.report.remote(group_id, turn, report))
 
 
-def _is_wanted(groups: Any, group_id: int, turn: int) -> bool:
-    return bool(ray.get(groups.is_wanted.remote(group_id, turn)))
+def _order(groups: Any, group_id: int, turn: int) -> Order:
+    order: Order = ray.get(groups.order.remote(group_id, turn))
+    return order
 
 
 def _innermost(error: BaseException) -> str:

@@ -20,6 +20,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -31,14 +32,17 @@ from trainables.stage import Report, Stage
 from trainables.store import StageStore
 
 POLL_SECONDS = 1.0
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+GRACE_SECONDS = 20.0  # for the checkpoint of a stage whose machine goes away
+_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG
+
+Order = Literal["go on", "leave", "stop"]  # to a stage that runs; leave: with a checkpoint, for its machine goes away
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a stage ended. `busy`: another study's worker is running it. `stopped`: nobody wanted it any more.
 
-    `lost`: it failed because its process or its whole worker group was lost, so that trying again may help.
+    `lost`: it failed because its process or its machines were lost, so that trying again may help.
     """
 
     status: Literal["finished", "failed", "busy", "stopped"]
@@ -75,43 +79,57 @@ class StageProcesses:
         stage: Stage,
         place: Place,
         report: Callable[[Report], None],
-        is_wanted: Callable[[], bool],
+        order: Callable[[], Order],
         silence_seconds: float = math.inf,
         tell: Callable[[str], None] = lambda message: None,
     ) -> Outcome:
-        """Run the stage to its end, or until `is_wanted`, asked about once a second, says no. `tell` gets its warnings.
+        """Run the stage to its end, or until `order`, asked about once a second, says otherwise. `tell` gets warnings.
 
-        The first worker's stage that reports nothing for `silence_seconds` hangs, and is killed.
+        It is killed when it hangs, which is when the first worker reports nothing for `silence_seconds`, and when it
+        reports steps that it has reported before.
         """
         self._tell({"stage": stage.model_dump(mode="json"), "place": asdict(place)})
         outcome: Outcome | None = None
         asked_at = heard_at = time.monotonic()
+        step, leaving = -1, False
         while True:
             message = self._next_message()
             if message or place.rank > 0:
                 heard_at = time.monotonic()
-            if "report" in message:
-                report(Report.model_validate(message["report"]))
+            if "report" in message and outcome is None:
+                found = Report.model_validate(message["report"])
+                if found.step > step:
+                    report(found)
+                    step = found.step
+                else:
+                    outcome = self._kill(f"it reported step {found.step} after step {step}")
             if "warning" in message:
                 tell(message["warning"])
             if "outcome" in message:
-                outcome = Outcome(**message["outcome"])
+                outcome = outcome or Outcome(**message["outcome"])
             if "exit" in message:
                 return outcome or Outcome("failed", _cause_of_exit(message["exit"]), lost="process")
             if outcome is None and time.monotonic() - asked_at > POLL_SECONDS:
-                asked_at = time.monotonic()
-                if not is_wanted():
+                asked_at, said = time.monotonic(), order()
+                if said == "stop":
+                    self._tell({"order": "stop"})
                     outcome = Outcome("stopped")
+                elif said == "leave" and not leaving:
+                    self._tell({"order": "leave"})
+                    leaving = True
                 elif time.monotonic() - heard_at > silence_seconds:
-                    outcome = Outcome("failed", f"it reported nothing for {silence_seconds:g} s", lost="process")
-                if outcome:
-                    self._tell({"stop": True})
+                    outcome = self._kill(f"it reported nothing for {silence_seconds:g} s")
 
     def close(self) -> None:
         """End the server, and a stage that it may be running."""
         assert self._server.stdin is not None
         self._server.stdin.close()
         self._server.wait()
+
+    def _kill(self, cause: str) -> Outcome:
+        """Have the stage killed for this."""
+        self._tell({"order": "stop"})
+        return Outcome("failed", cause, lost="process")
 
     def _next_message(self) -> dict[str, Any]:
         """The next message, empty when none has come for a while."""
@@ -127,15 +145,21 @@ class StageProcesses:
             self._server.stdin.flush()
 
 
+# What runs a stage: it gets the stage, its place, whom to report to, and what tells whether to leave.
+Run = Callable[[Stage, Place, Callable[[Report], None], Callable[[], bool]], Outcome]
+
+
 def serve(
-    run: Callable[[Stage, Place, Callable[[Report], None]], Outcome],
-    prepare: Callable[[Stage], None] = lambda stage: None,
+    run: Run, prepare: Callable[[Stage], None] = lambda stage: None, grace_seconds: float = GRACE_SECONDS
 ) -> None:
     """Run the stages that the standard input orders, each in a fork of this process, until it ends.
 
     `prepare` loads into this process what the stage will need and later ones may, too. Its errors are passed over: the
-    stage meets the same ones, and tells of them.
+    stage meets the same ones, and tells of them. A stage that is told to leave, by SIGTERM or because nobody listens
+    any more, is killed after `grace_seconds`.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it goes to the stage, too; this process ends with its orders
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # a fork gets it blocked, and misses none
     messages = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not stand among the messages
     orders = _Lines(0)
@@ -151,23 +175,39 @@ def serve(
             gc.freeze()  # the fork shares what is there now
             pid = os.fork()
             if pid == 0:
-                _run_forked(run, stage, Place(**order["place"]), messages)
+                _run_forked(run, stage, Place(**order["place"]), messages, grace_seconds)
             status = _wait(pid, orders)
             _send(messages, {"exit": os.waitstatus_to_exitcode(status)})
 
 
-def _run_forked(run: Callable[..., Outcome], stage: Stage, place: Place, messages: int) -> None:
-    """In the new process: run the stage, and leave."""
+def _run_forked(run: Run, stage: Stage, place: Place, messages: int, grace_seconds: float) -> None:
+    """In the new process: run the stage, and exit."""
     os.setpgid(0, 0)  # what it starts is killed with it
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    leave = _heed_sigterm(grace_seconds)
+    ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the orders are not for it
     logging.getLogger(__package__).addHandler(_Warnings(messages))
     try:
-        outcome = run(stage, place, lambda report: _send(messages, {"report": report.model_dump()}))
+        outcome = run(stage, place, lambda report: _send(messages, {"report": report.model_dump()}), leave.is_set)
         _send(messages, {"outcome": asdict(outcome)})
     except BaseException as error:  # noqa: BLE001  (whatever it is, this process must not go on as the server)
         _send(messages, {"outcome": asdict(Outcome("failed", describe(error)))})
     os._exit(0)
+
+
+def _heed_sigterm(grace_seconds: float) -> threading.Event:
+    """An event that SIGTERM sets. Some time after that this process is killed, whatever hangs in it."""
+    leave = threading.Event()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it stays blocked in all threads, and the one below takes it
+
+    def wait() -> None:
+        signal.sigwait({signal.SIGTERM})
+        leave.set()
+        time.sleep(grace_seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True, name="sigterm").start()
+    return leave
 
 
 class _Warnings(logging.Handler):
@@ -182,7 +222,7 @@ class _Warnings(logging.Handler):
 
 
 def _wait(pid: int, orders: _Lines) -> int:
-    """Wait for the process, and kill it when an order to stop comes, or the orders end. Returns its wait status.
+    """Wait for the process, passing on orders to it; when those end, it has to leave. Returns its wait status.
 
     What it has started ends with it.
     """
@@ -193,10 +233,15 @@ def _wait(pid: int, orders: _Lines) -> int:
             os.close(ended)
             _kill_group(pid)  # before the wait: until then, no other process can have this number
             return os.waitpid(pid, 0)[1]
-        with contextlib.suppress(EOFError):
-            orders.read()  # `stop`
-        os.kill(pid, signal.SIGKILL)
-        _kill_group(pid)
+        try:
+            order = (orders.read() or {}).get("order")
+        except EOFError:
+            order = "leave"
+        if order == "leave":
+            os.kill(pid, signal.SIGTERM)
+        else:
+            os.kill(pid, signal.SIGKILL)
+            _kill_group(pid)
 
 
 def _kill_group(pid: int) -> None:
@@ -254,10 +299,11 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _send(descriptor: int, message: dict[str, Any]) -> None:
-    """On a line of its own, whatever a killed process has left of the last one."""
+    """On a line of its own, whatever a killed process has left of the last one. It is lost when nobody listens."""
     content = b"\n" + json.dumps(message).encode() + b"\n"
-    while content:
-        content = content[os.write(descriptor, content) :]
+    with contextlib.suppress(BrokenPipeError):
+        while content:
+            content = content[os.write(descriptor, content) :]
 
 
 def _cause_of_exit(code: int) -> str:
@@ -282,12 +328,12 @@ def main() -> None:
 
     from trainables.data.audio import decode_ahead
     from trainables.data.corpus import read_corpus
-    from trainables.loop import StageBusyError, run_stage
+    from trainables.loop import LeavingError, StageBusyError, run_stage
 
     torch.set_num_threads(1)  # a fork must not find threads half alive
     storage, threads, device = Path(sys.argv[1]), int(sys.argv[2]), torch.device(sys.argv[3])
 
-    def run(stage: Stage, place: Place, report: Callable[[Report], None]) -> Outcome:
+    def run(stage: Stage, place: Place, report: Callable[[Report], None], leave: Callable[[], bool]) -> Outcome:
         torch.set_num_threads(threads)
         if place.workers > 1:
             dist.init_process_group(
@@ -297,9 +343,11 @@ def main() -> None:
                 world_size=place.workers,
             )
         try:
-            run_stage(stage, StageStore(storage), report, device)
+            run_stage(stage, StageStore(storage), report, device, leave)
         except StageBusyError as error:
             return Outcome("busy", str(error))
+        except LeavingError as error:
+            return Outcome("failed", str(error), lost="group")
         return Outcome("finished")
 
     def prepare(stage: Stage) -> None:

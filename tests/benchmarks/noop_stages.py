@@ -41,7 +41,7 @@ def relay_nothing(config: dict[str, Any]) -> None:
 def main() -> None:
     store = StageStore(Path(sys.argv[1]))
 
-    def run(stage: Stage, place: Place, report: Callable[[Report], None]) -> Outcome:
+    def run(stage: Stage, place: Place, report: Callable[[Report], None], leave: Callable[[], bool]) -> Outcome:
         last = last_report(stage)
         report(last)
         store.partial_folder(stage).mkdir(parents=True)

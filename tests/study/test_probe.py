@@ -355,7 +355,7 @@ class TestRealProbes:
         found = estimate(spec, plan, measure(spec, plan, silent, Effort(least_seconds=3.0)))
         reports: list[Report] = []
         processes = StageProcesses(tmp_path, 1, "cpu")
-        assert processes.run(planned.longest, Place(), reports.append, lambda: True).status == "finished"
+        assert processes.run(planned.longest, Place(), reports.append, lambda: "go on").status == "finished"
         processes.close()
         real = reports[-1].accelerator_seconds
         assert real / 2 < found.shared.accelerator_hours * 3600 < real * 2

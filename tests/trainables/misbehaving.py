@@ -25,6 +25,7 @@ from trainables.stage_process import Outcome, Place, serve
 Reporter = Callable[[Report], None]
 
 SECONDS_OF_AMOUNT = 0.1
+GRACE_SECONDS = 0.5
 LEAKED_BYTES = 200_000_000
 OUTCOME_OF_NOBODY = '{"outcome": {"status": "finished", "cause": null}}'
 
@@ -51,6 +52,7 @@ class Behaviour(IntEnum):
     READS_INPUT = 15
     SECOND_WORKER_SEGFAULTS = 16  # while the first one hangs
     WAITS = 17  # until there is a file `go` in the storage
+    GOES_BACK = 18  # to an earlier step
 
 
 def misbehaving(behaviour: Behaviour, number: int = 0, amount: int = 1, kind: StageKind = "supervised") -> Stage:
@@ -112,7 +114,7 @@ def misbehave(stage: Stage, storage: Path, place: Place, report: Reporter) -> Ou
 
 def main() -> None:
     storage = Path(sys.argv[1])
-    serve(lambda stage, place, report: misbehave(stage, storage, place, report))
+    serve(lambda stage, place, report, leave: misbehave(stage, storage, place, report), grace_seconds=GRACE_SECONDS)
 
 
 def _behave(stage: Stage, storage: Path, place: Place, report: Reporter) -> None:
@@ -158,6 +160,10 @@ def _behave(stage: Stage, storage: Path, place: Place, report: Reporter) -> None
         case Behaviour.SECOND_WORKER_SEGFAULTS:
             if place.rank == 1:
                 os.kill(os.getpid(), signal.SIGSEGV)
+            signal.pause()
+        case Behaviour.GOES_BACK:
+            for step in (1, 7, 5):
+                report(report_of(step, loss=1.0))
             signal.pause()
         case Behaviour.WAITS:
             while not (storage / "go").exists():

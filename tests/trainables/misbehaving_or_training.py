@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch._dynamo
 
-from tests.trainables.misbehaving import misbehave
+from tests.trainables.misbehaving import GRACE_SECONDS, misbehave
 from trainables.loop import run_stage
 from trainables.stage import Report, Stage
 from trainables.stage_process import Outcome, Place, serve
@@ -19,14 +19,14 @@ from trainables.store import StageStore
 def main() -> None:
     storage = Path(sys.argv[1])
 
-    def run(stage: Stage, place: Place, report: Callable[[Report], None]) -> Outcome:
+    def run(stage: Stage, place: Place, report: Callable[[Report], None], leave: Callable[[], bool]) -> Outcome:
         if not stage.steps:
             return misbehave(stage, storage, place, report)
         torch.set_num_threads(1)
         run_stage(stage, StageStore(storage), report)
         return Outcome("finished")
 
-    serve(run)
+    serve(run, grace_seconds=GRACE_SECONDS)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from tests.trainables.misbehaving import LEAKED_BYTES, Behaviour, misbehaving, s
 from tests.trainables.test_lease import eventually
 from tests.trainables.test_loop import run, stages, weights, without_times
 from tests.trainables.test_resume import supervised
+from trainables.checkpoint import load_checkpoint
 from trainables.stage import Report, Stage
-from trainables.stage_process import Outcome, Place, StageProcesses
+from trainables.stage_process import Order, Outcome, Place, StageProcesses
 from trainables.store import StageStore
 
 MISBEHAVING = "tests.trainables.misbehaving"
@@ -37,6 +38,7 @@ FAILURES = {
     Behaviour.CALLS_EXIT: r"SystemExit: enough \(misbehaving.py:\d+\)",
     Behaviour.PRINTS: r"ValueError: after printing \(misbehaving.py:\d+\)",
     Behaviour.BREAKS_OFF: r"its process was killed by SIGKILL; the machine may have run out of memory",
+    Behaviour.GOES_BACK: r"it reported step 5 after step 7",
 }
 SUCCESSES = [
     Behaviour.REPORTS,
@@ -47,18 +49,18 @@ SUCCESSES = [
 ]
 
 
-def for_ever() -> bool:
-    return True
+def for_ever() -> Order:
+    return "go on"
 
 
-def not_any_more() -> bool:
-    return False
+def not_any_more() -> Order:
+    return "stop"
 
 
-def run_one(processes: StageProcesses, stage: Stage, is_wanted: Callable[[], bool] = for_ever) -> list[Report]:
+def run_one(processes: StageProcesses, stage: Stage, order: Callable[[], Order] = for_ever) -> list[Report]:
     """The reports of a stage that finishes."""
     reports: list[Report] = []
-    assert processes.run(stage, ALONE, reports.append, is_wanted) == Outcome("finished")
+    assert processes.run(stage, ALONE, reports.append, order) == Outcome("finished")
     return reports
 
 
@@ -238,6 +240,61 @@ def test_a_stage_that_reports_nothing_for_too_long_is_killed(processes: StagePro
     assert not is_alive(started(storage)[-1].pid)
 
 
+# Stages that are told to leave
+
+
+def leave() -> Order:
+    return "leave"
+
+
+@pytest.mark.parametrize("how", ["order", "signal"])
+def test_a_stage_that_has_to_leave_loses_no_step(how: str, small_corpus: Path, tmp_path: Path) -> None:
+    """It writes its checkpoint at once, whatever the settings say, and elsewhere goes on from there."""
+    stage, reports = supervised(small_corpus, 60, checkpoint_seconds=1000.0), list[Report]()
+    holder = StageStore(tmp_path).lease(stage).path
+
+    def report(new: Report) -> None:
+        reports.append(new)
+        if how == "signal" and new.step == 5:
+            os.kill(int(holder.read_text().split()[1]), signal.SIGTERM)
+
+    with closing(StageProcesses(tmp_path, 1, "cpu")) as processes:
+        outcome = processes.run(stage, ALONE, report, leave if how == "order" else for_ever)
+        assert outcome.status == "failed"
+        assert outcome.lost == "group"
+        found = re.fullmatch(r"its machine goes away; it left at step (\d+) of 60", outcome.cause or "")
+        assert found
+        reached = int(found[1])
+        assert 0 < reached < 60
+        state = load_checkpoint(StageStore(tmp_path).partial_folder(stage))
+        assert state is not None
+        assert state["step"] == reached
+        again: list[Report] = []
+        assert processes.run(stage, ALONE, again.append, for_ever) == Outcome("finished")
+    assert again[: len(reports)] == reports, "what had been reported before is not computed again"
+    assert without_times(again) == without_times(run(stage, StageStore(tmp_path / "whole")))
+
+
+def test_a_stage_that_does_not_heed_the_notice_is_killed(processes: StageProcesses, storage: Path) -> None:
+    outcome = processes.run(misbehaving(Behaviour.HANGS, 2), ALONE, ignore, leave)
+    assert outcome == Outcome("failed", FAILURES[Behaviour.IS_KILLED], lost="process")
+    assert not is_alive(started(storage)[-1].pid)
+
+
+def test_a_stage_whose_caller_dies_leaves_with_a_checkpoint(small_corpus: Path, tmp_path: Path) -> None:
+    long = supervised(small_corpus, 100_000, checkpoint_seconds=1000.0)
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path), long.model_dump_json()])
+    store = StageStore(tmp_path)
+    assert eventually(lambda: store.lease(long).path.exists())
+    caller.kill()
+    caller.wait()
+    assert eventually(lambda: not store.lease(long).path.exists())
+    assert load_checkpoint(store.partial_folder(long)) is not None
+
+
+# Stages that are not wanted from the beginning
+
+
 def test_a_stage_that_nobody_wants_before_it_begins_is_killed(tmp_path: Path) -> None:
     """The order to stop is there before the process that starts stages has come up."""
     with closing(StageProcesses(tmp_path, 1, "cpu", OR_TRAINING)) as processes:
@@ -285,7 +342,7 @@ import sys, pathlib
 from trainables.stage import Stage
 from trainables.stage_process import Place, StageProcesses
 processes = StageProcesses(pathlib.Path(sys.argv[1]), 1, "cpu")
-processes.run(Stage.model_validate_json(sys.argv[2]), Place(), lambda report: None, lambda: True)
+processes.run(Stage.model_validate_json(sys.argv[2]), Place(), lambda report: None, lambda: "go on")
 """
 
 
@@ -305,7 +362,7 @@ def test_the_lease_of_a_stage_is_free_at_once_when_what_runs_it_is_killed(
         os.kill(server_pid if victim == "server" else caller.pid, signal.SIGKILL)
         assert eventually(lambda: not lease.held_by_another())
         assert eventually(lambda: not is_alive(server_pid))
-        assert not is_alive(stage_pid)
+        assert eventually(lambda: not is_alive(stage_pid))
     finally:
         caller.kill()
         caller.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
 from cluster.connect import connect
 from cluster.nodes import GroupSize
@@ -346,6 +348,42 @@ def test_a_stage_that_loses_its_group_is_tried_again_in_another(make_groups: Cal
     groups.let_go()
     assert groups.follow(stage)[0] == FINISHED
     assert groups.started()[0].server != groups.started()[1].server
+
+
+def test_a_node_that_is_drained_costs_no_step(
+    make_groups: Callable[..., Groups], cluster: Cluster, small_corpus: Path, tmp_path: Path
+) -> None:
+    """As clouds announce that they take a machine back. The stage goes on elsewhere from where it was."""
+    added = {node.all_processes["raylet"][0].process.pid: node for node in (add_node(cluster), add_node(cluster))}
+    groups, store = make_groups(module="trainables.stage_process", preemptions=1), StageStore(tmp_path)
+    stage = supervised(small_corpus, 250, checkpoint_seconds=1000.0)
+    groups.submit(stage, THREE_CPUS)
+    assert eventually(store.lease(stage).path.exists)
+    raylet = parent(parent(parent(int(store.lease(stage).path.read_text().split()[1]))))
+    drain(added.pop(raylet))
+    outcome, reports = groups.follow(stage)
+    assert outcome == FINISHED
+    (told,) = groups.state().told
+    left = re.search(r"its machine goes away; it left at step (\d+) of 250; it goes on from its checkpoint", told)
+    assert left
+    later = reports[int(left[1])].reported_at - reports[int(left[1]) - 1].reported_at
+    assert later > 1.0, "what came next was computed by another group, which took a while to start"
+    assert [report.step for report in reports] == list(range(1, 251))
+    assert groups.run(supervised(small_corpus, 2), THREE_CPUS) == FINISHED
+    for node in added.values():
+        cluster.remove_node(node)
+
+
+def add_node(cluster: Cluster) -> Any:
+    return cluster.add_node(num_cpus=3, num_gpus=0)
+
+
+def drain(node: Any) -> None:
+    """Tell the node that it will be taken away in ten minutes."""
+    reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    deadline_ms = round((time.time() + 600) * 1000)
+    accepted, why_not = ray._private.worker.global_worker.gcs_client.drain_node(node.node_id, reason, "", deadline_ms)
+    assert accepted, why_not
 
 
 def test_when_a_group_dies_its_stage_fails_and_the_next_runs_in_another(make_groups: Callable[..., Groups]) -> None:
