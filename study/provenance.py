@@ -17,6 +17,19 @@ from trainables.decoding.files import fingerprint
 from trainables.settings_file import SettingsError
 from trainables.trial import corpora_of, corpus_of
 
+PACKAGES = (  # that decide results
+    "torch",
+    "torchaudio",
+    "ray",
+    "optuna",
+    "mlflow",
+    "numpy",
+    "soundfile",
+    "jiwer",
+    "sentencepiece",
+    "flashlight-text",
+)
+
 
 def refuse_drift(spec: StudySpec, ledger: Ledger) -> None:
     """Raise SettingsError when the study of this name asked something else before, or on other data."""
@@ -69,23 +82,11 @@ def _named(corpus: CorpusConfig) -> str:
 
 def environment(spec: StudySpec) -> dict[str, Any]:
     """What a reader needs to judge or repeat the results: versions, the source's commit, hashes of the data."""
-    packages = (
-        "torch",
-        "torchaudio",
-        "ray",
-        "optuna",
-        "mlflow",
-        "numpy",
-        "soundfile",
-        "jiwer",
-        "sentencepiece",
-        "flashlight-text",
-    )
     versions = {
         "python": platform.python_version(),
         "study": metadata.version("asr-scaling-studies"),
         "commit": _commit(),
-        **{name: metadata.version(name) for name in packages},
+        **{name: metadata.version(name) for name in PACKAGES},
     }
     machine = {"cpus": os.cpu_count(), "platform": platform.platform()}
     return {"versions": versions, "data": data_hashes(spec), "machine": machine}

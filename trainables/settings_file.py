@@ -126,6 +126,8 @@ def _construct(
     loader: _Loader, node: yaml.Node, location: Location, name: str, places: dict[Location, str], errors: list[str]
 ) -> Any:
     places[location] = f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+    if isinstance(node, yaml.CollectionNode) and node.tag not in (_TAG + "seq", _TAG + "map"):
+        errors.append(f"{places[location]}: has the tag {node.tag!r}; leave it out: lists and mappings need none")
     if isinstance(node, yaml.SequenceNode):
         return [_construct(loader, n, (*location, i), name, places, errors) for i, n in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):

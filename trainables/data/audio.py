@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,9 @@ from torch import Tensor
 from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.data.corpus import CorpusError, Utterance
 
+BLOCK_SAMPLES = 1 << 20  # read at a time: what a header promises may not be there
+LARGEST_FILTER = 100_000_000  # weights of the filter that resamples; 44,100 Hz needs 91,000 of them
+UNDECODABLE = (soundfile.SoundFileError, OSError, TypeError)  # the last of what is named .raw, and has no header
 LOUDEST = 1_000.0  # of a sample: what is beyond was written in another scale
 FULL_SCALE = 32_768  # of a stored sample, which is int16
 KEPT_FILES = 4_000  # about 2 GB of 15 s utterances
@@ -31,9 +34,15 @@ def read_audio(path: Path) -> NDArray[np.float16]:
     Raises CorpusError naming the file when it cannot be decoded or holds no sound.
     """
     try:
-        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+        with soundfile.SoundFile(path) as file:
+            rate_hz, blocks = file.samplerate, list(_blocks(file))
+    except UNDECODABLE as error:
         raise CorpusError(f"{path}: cannot be decoded as audio ({error}); repair it or remove its line") from error
+    if not can_resample(rate_hz):
+        raise CorpusError(
+            f"{path}: its sample rate, {rate_hz} Hz, is none that audio has; convert it, or remove its line"
+        )
+    samples = np.concatenate(blocks) if blocks else np.empty((0, 1), np.float32)
     mono_S = at_sample_rate(torch.from_numpy(mono(samples)), rate_hz)
     peak = float(mono_S.abs().max()) if mono_S.numel() else 0.0  # NaN where a sample is
     if not 0 < peak < math.inf:
@@ -44,9 +53,26 @@ def read_audio(path: Path) -> NDArray[np.float16]:
     return stored
 
 
+def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:
+    """(S, channels) after (S, channels), as far as there is sound."""
+    frames = max(1, BLOCK_SAMPLES // file.channels)
+    while len(samples_SC := file.read(frames, dtype="float32", always_2d=True)):
+        yield samples_SC
+
+
 def mono(samples_SC: NDArray[np.float32]) -> NDArray[np.float32]:
     """(S,): the mean of the channels."""
     return samples_SC[:, 0] if samples_SC.shape[1] == 1 else samples_SC.mean(axis=1)  # the mean of one is slow
+
+
+def can_resample(rate_hz: int) -> bool:
+    """Whether resampling takes a filter of a possible size.
+
+    It has one row for each phase, and the rates' ratio in lowest terms gives their number and length: rates that real
+    audio has share large factors with 16 kHz.
+    """
+    common = math.gcd(rate_hz, SAMPLE_RATE_HZ)
+    return rate_hz > 0 and (SAMPLE_RATE_HZ // common) * (rate_hz // common) <= LARGEST_FILTER
 
 
 def at_sample_rate(waveform_S: Tensor, rate_hz: int) -> Tensor:

@@ -156,7 +156,19 @@ def _read_rows(stream: Iterable[str], root: Path, manifest: Path, prefix: str, l
 
 
 def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
+    """Of a file; None where there is none, or none that can be read."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:  # a name that is too long, a folder that is closed
+        return None
+
+
+def is_below(folder: Path, name: str) -> bool:
+    """Whether a path that a corpus's own file names stays below the folder. Links in the folder may lead elsewhere:
+    whoever made the folder made them (copies of the Hugging Face hub consist of links).
+    """
+    path = folder / name
+    return "\0" not in name and path.is_relative_to(folder) and ".." not in path.parts[len(folder.parts) :]
 
 
 def _utterance(row: dict[str, str], root: Path, where: str, size_of: Callable[[Path], int | None]) -> Utterance:
@@ -168,11 +180,11 @@ def _utterance(row: dict[str, str], root: Path, where: str, size_of: Callable[[P
     if text == "":
         raise CorpusError(f"{where}: utterance {row['id']!r} has no text")
     path = root / row["path"]
-    if not path.is_relative_to(root) or ".." in path.parts[len(root.parts) :]:
+    if not is_below(root, row["path"]):
         raise CorpusError(f"{where}: path {row['path']!r} leaves the corpus folder")
     size_bytes = size_of(path)
     if size_bytes is None:
-        raise CorpusError(f"{where}: audio file {row['path']!r} does not exist")
+        raise CorpusError(f"{where}: audio file {row['path']!r} does not exist or is closed")
     try:
         duration_seconds = float(row["duration_seconds"])
     except (TypeError, ValueError):

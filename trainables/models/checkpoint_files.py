@@ -103,7 +103,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The content of the file, empty when it does not exist. Raises CheckpointError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is not a JSON object but a {type(content).__name__}")
@@ -127,6 +127,8 @@ def described_model(path: Path) -> ModelConfig | None:
         return huggingface.read_config(config, preprocessor)
     except ValueError as error:
         raise CheckpointError(f"{path / 'config.json'}: {error}") from error
+    except (TypeError, OverflowError) as error:
+        raise CheckpointError(f"{path / 'config.json'}: a field has a value of the wrong kind: {error}") from error
 
 
 def _stage_model(stage: dict[str, Any], path: Path) -> ModelConfig:

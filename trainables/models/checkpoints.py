@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from trainables.models.presets import ModelConfig
 from trainables.models.self_supervised import SelfSupervisedHead
 
 Weights = Mapping[str, Tensor]
+MOST_SYMBOLS = 1_000_000  # of a vocabulary; a list of the symbols is made
 _WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
@@ -124,8 +125,10 @@ def _read_stage(path: Path) -> Checkpoint:
     assert model is not None
     weights = {f"{file.stem}.{name}": t for file in weight_files(path) for name, t in _read_tensors(file).items()}
     names = {part: {r"(.+)": rf"{part}.\1"} for part in ("backbone", "ctc_head", "self_supervised_head")}
-    symbols = read_json(path / "symbols.json").get("symbols")
-    return Checkpoint(path, model, weights, names, ("", "", ""), tuple(symbols) if symbols else None)
+    symbols = read_json(path / "symbols.json").get("symbols") or ()
+    if not isinstance(symbols, Sequence) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise CheckpointError(f"{path / 'symbols.json'}: symbols must be a list of texts, got {symbols!r}")
+    return Checkpoint(path, model, weights, names, ("", "", ""), tuple(symbols) or None)
 
 
 def _read_huggingface(path: Path) -> Checkpoint:
@@ -156,15 +159,22 @@ def _without_identity(weights: Weights) -> Weights:
     return {name: tensor for name, tensor in weights.items() if name not in names}
 
 
-def _blank_first(path: Path, weights: Weights, vocabulary: Mapping[str, int]) -> tuple[Weights, tuple[str, ...]]:
+def _blank_first(path: Path, weights: Weights, vocabulary: Mapping[str, Any]) -> tuple[Weights, tuple[str, ...]]:
     """The CTC head's rows and the symbols, with the blank (the padding token) moved to the front."""
+    numbers = set(vocabulary.values()) if all(type(number) is int for number in vocabulary.values()) else set()
+    if len(numbers) < len(vocabulary) or min(numbers) < 0 or max(numbers) >= MOST_SYMBOLS:
+        rule = f"must give each token a number of its own, from 0 on and below {MOST_SYMBOLS}"
+        raise CheckpointError(f"{path / 'vocab.json'}: {rule}")
     blank = read_json(path / "config.json").get("pad_token_id", 0)
     by_id = {index: token for token, index in vocabulary.items()}
-    if blank not in by_id:
+    if type(blank) is not int or blank not in by_id:
         raise CheckpointError(f"{path / 'config.json'}: pad_token_id (the blank) is not in vocab.json, got {blank!r}")
     symbols = huggingface.read_symbols(vocabulary, by_id.get(blank, ""))
     head = {name: weights[name] for name in ("lm_head.weight", "lm_head.bias") if name in weights}
-    size = len(head.get("lm_head.bias", symbols))
+    sizes = {len(tensor) if tensor.ndim else 0 for tensor in head.values()} or {len(symbols)}
+    if blank >= (size := min(sizes)) or len(sizes) > 1:
+        rule = f"has {size} outputs, of which none is the blank (pad_token_id {blank})"
+        raise CheckpointError(f"{path}: its CTC head {rule}")
     symbols = (*symbols, *[""] * (size - len(symbols)))[:size]
     order = [blank, *(i for i in range(size) if i != blank)]
     return {**weights, **{name: t[order] for name, t in head.items()}}, tuple(symbols[i] for i in order)
@@ -213,18 +223,36 @@ def read_ctc_model(path: Path) -> tuple[AcousticModel, tuple[str, ...]]:
     checkpoint = read_checkpoint(path)
     if checkpoint.symbols is None:
         raise CheckpointError(f"{path}: has no symbols (symbols.json or vocab.json) to write its outputs with")
+    _check_backbone(checkpoint, checkpoint.model)
     model = AcousticModel(checkpoint.model, len(checkpoint.symbols), seed=0)
     for part in ("backbone", "ctc_head"):
         checkpoint.load_into(model, part)
     return model, checkpoint.symbols
 
 
+def _check_backbone(checkpoint: Checkpoint, model: ModelConfig) -> None:
+    """Raises CheckpointError when the weights are not those of the model's backbone.
+
+    No memory is taken for the model: its settings may come from the same file, and be as large as anyone wrote.
+    """
+    for name, value in model:
+        if name.endswith("layers") and isinstance(value, int) and value > len(checkpoint.weights):
+            held = len(checkpoint.weights)
+            raise CheckpointError(f"{checkpoint.path}: has {held} weights, too few for {value} {name}")
+    try:
+        with torch.device("meta"):
+            built = AcousticModel(model, num_symbols=2, seed=0)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{checkpoint.path}: no model can have its settings: {reason}") from error
+    checkpoint.state_of(built, "backbone")
+
+
 def check_fits(checkpoint: Checkpoint, model: ModelConfig) -> None:
     """Raises CheckpointError naming the fields in which the model is not the checkpoint's, or the weights amiss."""
     if message := misfit(model, checkpoint.model):
         raise CheckpointError(f"{checkpoint.path}: {message}")
-    with torch.device("meta"):
-        checkpoint.state_of(AcousticModel(model, num_symbols=2, seed=0), "backbone")
+    _check_backbone(checkpoint, model)
 
 
 def take_over(checkpoint: Checkpoint, model: AcousticModel, parts: Collection[str]) -> None:

@@ -12,7 +12,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainables.data.corpora.files import refuse_missing
+from trainables.data.corpora.files import file_below, refuse_missing
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpus import CorpusError, Split
 
@@ -57,7 +57,7 @@ def _segment(root: Path, row: dict[str, str | None], split: Split, where: str) -
         raise CorpusError(f"{where}: duration must be a number of seconds, got {duration!r}") from None
     return Segment(
         id=Path(file_name).stem,
-        path=root / file_name,
+        path=file_below(root, file_name, where),
         text=text.replace("[UNK]", " "),
         split=split,
         speaker=speaker,

@@ -47,7 +47,7 @@ def release(root: Path) -> Path:
 
 def clip(folder: Path, name: str, where: str) -> Path:
     """The audio file of a row. Raises CorpusError for a name that is not that of a file in `clips`."""
-    if not name or name in (".", "..") or "/" in name or "\\" in name:
+    if not name or name in (".", "..") or any(character in name for character in "/\\\0"):
         raise CorpusError(f"{where}: path must be the name of a file in {folder}, got {name!r}")
     return folder / name
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainables.data.corpora.segment import LayoutError
-from trainables.data.corpus import CorpusError
+from trainables.data.corpus import CorpusError, is_below
 
 SHOWN = 20  # of many missing files
 
@@ -18,6 +18,13 @@ def refuse_missing(root: Path, missing: Sequence[str], needs: str) -> None:
         return
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
     raise LayoutError(f"{root}: missing {', '.join(missing[:SHOWN])}{more}. Needed below this folder: {needs}")
+
+
+def file_below(folder: Path, name: str, where: str) -> Path:
+    """The file that a line of the corpus names. Raises CorpusError for one that is not below the folder."""
+    if not is_below(folder, name):
+        raise CorpusError(f"{where}: path {name!r} leaves the folder; put the audio below {folder}")
+    return folder / name
 
 
 def unpacked(root: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from trainables.data.corpora.files import read_table, refuse_missing
+from trainables.data.corpora.files import file_below, read_table, refuse_missing
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpus import CorpusError, Split
 
@@ -53,9 +53,6 @@ def _segment(root: Path, row: dict[str, str], language: str, where: str) -> Segm
         raise CorpusError(
             f"{where}: id and path must not be empty, got {row['id']!r} and {row['path']!r}; fill them in"
         )
-    path = root / row["path"]
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise CorpusError(f"{where}: path {row['path']!r} leaves the folder; put the audio below it")
     split = _split(row, where)
     start, seconds = (_number(row, column, where) for column in ("start_seconds", "duration_seconds"))
     channel = _number(row, "channel", where)
@@ -63,7 +60,7 @@ def _segment(root: Path, row: dict[str, str], language: str, where: str) -> Segm
         raise CorpusError(f"{where}: channel must be a whole number from 0 on, got {row['channel']!r}; correct it")
     return Segment(
         id=row["id"],
-        path=path,
+        path=file_below(root, row["path"], where),
         text=None if split == "unlabelled" else row["text"],
         split=split,
         speaker=row.get("speaker", ""),

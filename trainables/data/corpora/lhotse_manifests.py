@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from trainables.data.corpora.files import refuse_missing
 from trainables.data.corpora.segment import LayoutError, PublishedCorpus, Segment
@@ -19,6 +21,55 @@ NEEDS = (
     "plain audio files; relative paths of these start at the root. The split is train, dev, valid, test or unlabelled "
     "in a manifest's name, else the field split of a supervision's or cut's custom fields"
 )
+
+
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+Channels = int | list[int]
+
+
+class _Item(BaseModel):
+    """What is used of lhotse's objects, which take any JSON for any of their fields."""
+
+    model_config = ConfigDict(from_attributes=True)
+    id: str
+
+
+class _Source(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+    type: str
+    channels: list[int]
+    source: Any  # text, for a source that is a file
+
+
+class _Recording(_Item):
+    sources: list[_Source]
+    transforms: Any = None
+
+
+class _Supervision(_Item):
+    recording_id: str
+    start: Seconds  # of a cut's, from the cut's start on: negative for what begins before it
+    duration: Seconds
+    channel: Channels
+    text: str | None
+    language: str | None
+    speaker: str | None
+    custom: dict[str, Any] | None
+
+
+class _Cut(_Item):
+    start: Seconds
+    duration: Seconds
+    channel: Channels
+    supervisions: list[_Supervision]
+    recording: _Recording | None
+    custom: dict[str, Any] | None
+
+
+RECORDINGS = {"Recording": _Recording}
+SUPERVISIONS = {"SupervisionSegment": _Supervision}
+CUTS = {"MonoCut": _Cut, "MultiCut": _Cut}
+Kind = TypeVar("Kind", bound=_Item)
 
 
 def read(root: Path, language: str | None) -> Iterator[Segment]:
@@ -47,10 +98,12 @@ def _manifests(root: Path, kind: str) -> list[Path]:
 
 
 def _of_supervisions(recordings: Path, supervisions: Path, language: str | None) -> Iterator[Segment]:
-    by_id = {recording.id: (where, recording) for where, recording in _items(recordings, "Recording")}
-    for where, supervision in _items(supervisions, "SupervisionSegment"):
+    by_id = {recording.id: (where, recording) for where, recording in _items(recordings, RECORDINGS)}
+    for where, supervision in _items(supervisions, SUPERVISIONS):
         if supervision.recording_id not in by_id:
             raise CorpusError(f"{where}: recording {supervision.recording_id!r} is not in {recordings.name}; add it")
+        if supervision.start < 0:
+            raise CorpusError(f"{where}: start must be a number of seconds from 0 on, got {supervision.start:g}")
         place, recording = by_id[supervision.recording_id]
         path, channel = _source(recording, supervision.channel, recordings.parent, place)
         yield _segment(supervision, path, channel, supervision.start, _split(recordings, where, supervision), language)
@@ -58,7 +111,7 @@ def _of_supervisions(recordings: Path, supervisions: Path, language: str | None)
 
 def _of_cuts(cuts: Path, language: str | None) -> Iterator[Segment]:
     """A supervision's start counts from its cut's."""
-    for where, cut in _items(cuts, "MonoCut", "MultiCut"):
+    for where, cut in _items(cuts, CUTS):
         if cut.recording is None:
             raise LayoutError(f"{where}: cut {cut.id!r} has features only; a cut needs a recording in an audio file")
         for supervision in cut.supervisions:
@@ -71,8 +124,8 @@ def _of_cuts(cuts: Path, language: str | None) -> Iterator[Segment]:
             yield Segment(cut.id, path, None, "unlabelled", "", language or "", cut.start, cut.duration, channel)
 
 
-def _items(manifest: Path, *kinds: str) -> Iterator[tuple[str, Any]]:
-    """Each item of a manifest with its place, `file:line`. `kinds` are the names of the classes that it may be of."""
+def _items(manifest: Path, kinds: Mapping[str, type[Kind]]) -> Iterator[tuple[str, Kind]]:
+    """Each item of a manifest with its place, `file:line`. `kinds`: lhotse's classes that it may be of, by name."""
     from lhotse.serialization import deserialize_item, open_best  # takes seconds to load
 
     number = 0
@@ -83,15 +136,18 @@ def _items(manifest: Path, *kinds: str) -> Iterator[tuple[str, Any]]:
                 if type(item).__name__ not in kinds:
                     rule = f"must be a {' or '.join(kinds)} over one audio file"
                     raise LayoutError(f"{manifest}:{number}: {rule}, got a {type(item).__name__}")
-                yield f"{manifest}:{number}", item
+                yield f"{manifest}:{number}", kinds[type(item).__name__].model_validate(item)
     except LayoutError:
         raise
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zlib.error) as error:
+    except ValidationError as error:
+        field = ".".join(map(str, error.errors()[0]["loc"]))
+        raise CorpusError(f"{manifest}:{number}: {field}: {error.errors()[0]['msg']}; correct it") from error
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RecursionError, zlib.error) as error:
         what = f"lhotse cannot read this as a {' or '.join(kinds)}"
         raise CorpusError(f"{manifest}:{number}: {what}: {error!r}; write the manifest again") from error
 
 
-def _source(recording: Any, channels: int | list[int], root: Path, where: str) -> tuple[Path, int | None]:
+def _source(recording: _Recording, channels: Channels, root: Path, where: str) -> tuple[Path, int | None]:
     """The audio file with these channels of a recording, and which of its channels it is; None for all of them."""
     wanted = {channels} if isinstance(channels, int) else set(channels)
     if recording.transforms:
@@ -102,6 +158,8 @@ def _source(recording: Any, channels: int | list[int], root: Path, where: str) -
         if source.type != "file":
             rule = f"a source must be a local audio file, got type {source.type!r}"
             raise LayoutError(f"{where}: recording {recording.id!r}: {rule}; save its audio to files first")
+        if not isinstance(source.source, str) or "\0" in source.source:
+            raise CorpusError(f"{where}: recording {recording.id!r}: no file can have the name {source.source!r}")
     for source in recording.sources:
         if wanted == set(source.channels):
             return root / source.source, None
@@ -111,19 +169,19 @@ def _source(recording: Any, channels: int | list[int], root: Path, where: str) -
     raise CorpusError(f"{where}: channels {sorted(wanted)} of recording {recording.id!r}: {rule}")
 
 
-def _split(manifest: Path, where: str, *items: Any) -> Split | None:
+def _split(manifest: Path, where: str, *items: _Supervision | _Cut) -> Split | None:
     """The split in the manifest's name when there is one only, else that of the first item with a field of it."""
     named = {SPLITS[word] for word in re.split(r"[^a-z]+", manifest.name.lower()) if word in SPLITS}
     if len(named) == 1:
         return named.pop()
     value = next((item.custom["split"] for item in items if item.custom and "split" in item.custom), None)
-    if value is not None and value not in SPLITS:
+    if value is not None and (not isinstance(value, str) or value not in SPLITS):
         raise CorpusError(f"{where}: custom field split must be one of {', '.join(SPLITS)}, got {value!r}")
     return None if value is None else SPLITS[value]
 
 
 def _segment(
-    supervision: Any, path: Path, channel: int | None, start: float, split: Split | None, language: str | None
+    supervision: _Supervision, path: Path, channel: int | None, start: float, split: Split | None, language: str | None
 ) -> Segment:
     text = supervision.text
     if split is None and not text:

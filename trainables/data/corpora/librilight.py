@@ -74,7 +74,7 @@ def _voice_activity(path: Path) -> list[tuple[float, float]]:
         activity = [(float(start), float(end)) for start, end in metadata["voice_activity"]]
     except json.JSONDecodeError as error:
         raise CorpusError(f"{path}:{error.lineno}: is not JSON: {error.msg}; unpack the corpus again") from error
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         message = "voice_activity must be a list of [start, end] in seconds"
         raise CorpusError(f"{path}: {message}: {error!r}; unpack the corpus again") from error
     for start, end in activity:

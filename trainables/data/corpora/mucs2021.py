@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from trainables.data.corpora.files import choose_language, read_lines, refuse_missing
+from trainables.data.corpora.files import choose_language, file_below, read_lines, refuse_missing
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpora.transcripts import held_out, stretch
 from trainables.data.corpus import CorpusError
@@ -90,7 +90,7 @@ def _table(path: Path) -> dict[str, tuple[str, str]]:
 def _file(folder: Path, file: str, where: str) -> Path:
     if not file or file.endswith("|"):
         raise CorpusError(f"{where}: must name a recording and its file, not a command, got {file!r}")
-    return folder / file
+    return file_below(folder, file, where)
 
 
 CORPUS = PublishedCorpus(

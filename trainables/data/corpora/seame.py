@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from trainables.data.corpora.files import read_lines, refuse_missing
+from trainables.data.corpora.files import file_below, read_lines, refuse_missing
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpora.transcripts import held_out, stretch
 from trainables.data.corpus import CorpusError
@@ -108,7 +108,7 @@ def _transcripts(folder: Path) -> Iterator[Segment]:
             speaker = _speaker(recording)
             yield Segment(
                 id=f"{speaker}-{recording.lower()}-{first * 1000:07.0f}-{(first + seconds) * 1000:07.0f}",
-                path=folder / "audio" / f"{recording}.flac",
+                path=file_below(folder / "audio", f"{recording}.flac", where),
                 text=words,
                 split=None,
                 speaker=speaker,

@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from trainables.data.corpora.files import read_lines, refuse_missing
+from trainables.data.corpora.files import file_below, read_lines, refuse_missing
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpora.transcripts import stretch
 from trainables.data.corpus import CorpusError
@@ -200,7 +200,7 @@ def _evaluation(root: Path) -> Iterator[Segment]:
             if words := _reference(fields[6] if len(fields) == 7 else ""):
                 yield Segment(
                     id=f"{recording}-{side}_{first * 100:06.0f}-{(first + seconds) * 100:06.0f}",
-                    path=audio.get(recording, folder / f"{recording}.sph"),
+                    path=audio.get(recording) or file_below(folder, f"{recording}.sph", where),
                     text=words,
                     split="test",
                     speaker=f"{recording}-{side}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainables.data.corpora.files import read_lines, refuse_missing
+from trainables.data.corpora.files import file_below, read_lines, refuse_missing
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpus import Split
 
@@ -30,9 +30,10 @@ def read(root: Path, language: str | None) -> Iterator[Segment]:
 
 
 def _set(folder: Path, split: Split) -> Iterator[Segment]:
-    for _, line in read_lines(folder / "label.txt"):
+    for where, line in read_lines(folder / "label.txt"):
         name, *words = line.split()
-        yield Segment(name, folder / "wav" / f"{name}.wav", " ".join(words), split, language="zh")
+        path = file_below(folder / "wav", f"{name}.wav", where)
+        yield Segment(name, path, " ".join(words), split, language="zh")
 
 
 CORPUS = PublishedCorpus(

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainables.data.corpora.files import read_lines, refuse_missing, unpacked
+from trainables.data.corpora.files import file_below, read_lines, refuse_missing, unpacked
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpus import LABELLED, CorpusError
 
@@ -38,7 +38,7 @@ def read(root: Path, language: str | None) -> Iterator[Segment]:
             for number, (where, line) in enumerate(read_lines(file)):
                 talk, speaker, start, end, text = _fields(line, where)
                 if text != IGNORED:
-                    audio = home / "legacy" / split / "sph" / f"{talk}.sph"
+                    audio = file_below(home / "legacy" / split / "sph", f"{talk}.sph", where)
                     yield Segment(
                         *(f"{talk}-{number:04d}", audio, transcript(text), split, speaker, "en"),
                         *(start, end - start),

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from trainables.data.corpora.files import choose_language, read_table, refuse_missing
+from trainables.data.corpora.files import choose_language, file_below, read_table, refuse_missing
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpus import LABELLED, CorpusError
 
@@ -52,7 +52,7 @@ def read(root: Path, language: str | None) -> Iterator[Segment]:
             if row["split"] != split or not named:
                 rule = f"must be of the split {split}, with an id that begins with the year, YEAR...-LANGUAGE_..."
                 raise CorpusError(f"{where}: {rule}; got split {row['split']!r}, id {utterance!r}: unpack again")
-            path = transcribed / utterance[:4] / f"{utterance}.ogg"
+            path = file_below(transcribed / utterance[:4], f"{utterance}.ogg", where)
             held_out |= {named["session"]} if split != "train" else set()
             known = "" if speaker == "None" else speaker
             yield Segment(utterance, path, row["normalized_text"], split, known, name)
