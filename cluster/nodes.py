@@ -11,7 +11,9 @@ from typing import Any
 
 import ray
 import yaml
+from ray.core.generated import gcs_pb2
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 NODE_TYPE_LABEL = "ray.io/node-group"  # set by KubeRay and Ray's autoscalers of version 2
 AUTOSCALER_STATUS = "__autoscaling_status"  # where the autoscaler tells `ray status` what it does
@@ -113,6 +115,16 @@ def possible_nodes(present: Sequence[Node]) -> list[Node]:
 def autoscales(nodes: Iterable[Node]) -> bool:
     """Whether an autoscaler may add nodes to these."""
     return any(node.type for node in nodes)
+
+
+def free_reservations_of_the_dead() -> None:
+    """Remove the placement groups of this job whose creator, an actor, has died. Ray waits until the whole job has."""
+    job = ray.get_runtime_context().get_job_id()
+    for content in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
+        found = gcs_pb2.PlacementGroupTableData.FromString(content)
+        removed = found.state == gcs_pb2.PlacementGroupTableData.REMOVED
+        if found.creator_actor_dead and not removed and found.creator_job_id.hex() == job:
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
 
 
 def groups_that_fit(size: GroupSize, nodes: Iterable[Node]) -> int:

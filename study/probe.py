@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ from trainables.data.corpus import total_seconds
 from trainables.losses.config import LossConfig, PseudoLabelConfig
 from trainables.settings_file import SettingsError
 from trainables.stage import InitialWeights, Report, Stage, StageKind, chain
-from trainables.stage_process import Place, StageProcesses
+from trainables.stage_process import Place, StageProcesses, free_address
 from trainables.trial import corpus_of
 
 WARM_UP = 2  # updates of each phase that are left out
@@ -112,7 +111,7 @@ class _Lane:
         """Run the stage to its end, or until that is enough. Raises SettingsError when it fails."""
         reports: list[Report] = []
         causes: list[str] = []
-        address = _free_address() if self._workers > 1 else ""
+        address = free_address("127.0.0.1") if self._workers > 1 else ""
         started = time.monotonic()
 
         def work(rank: int) -> None:
@@ -195,12 +194,6 @@ def _processes(group: GroupSpec, worker: int, storage: Path) -> StageProcesses:
             del os.environ["CUDA_VISIBLE_DEVICES"]
         else:
             os.environ["CUDA_VISIBLE_DEVICES"] = before
-
-
-def _free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 # ---- one shape -------------------------------------------------------------------------------------------------------

@@ -15,7 +15,6 @@ import functools
 import itertools
 import math
 import os
-import socket
 import textwrap
 import time
 from collections import Counter
@@ -27,6 +26,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.collective
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from cluster.connect import HEAD_SLIVER
@@ -36,13 +36,14 @@ from cluster.nodes import (
     autoscales,
     draining_nodes,
     fit_together,
+    free_reservations_of_the_dead,
     possible_nodes,
     present_nodes,
     this_node,
     this_node_id,
 )
 from trainables.stage import Report, Stage
-from trainables.stage_process import Order, Outcome, Place, StageProcesses
+from trainables.stage_process import Order, Outcome, Place, StageProcesses, free_address
 from trainables.store import StageStore
 
 LONG_POLL_SECONDS = 5.0
@@ -322,6 +323,7 @@ class WorkerGroups:
 
     def _look_at_nodes(self) -> None:
         if time.monotonic() - self._nodes_read_at > NODES_SECONDS:
+            free_reservations_of_the_dead()
             self._nodes, self._draining = possible_nodes(present_nodes()), draining_nodes()
             self._nodes_read_at = time.monotonic()
 
@@ -393,14 +395,24 @@ def start_worker_groups(settings: GroupSettings) -> Any:
     return WorkerGroups.options(num_cpus=0, resources=HEAD_SLIVER, max_concurrency=10_000).remote(settings)  # type: ignore[attr-defined]
 
 
+class _TrainRun(DataParallelTrainer):  # type: ignore[misc]  # Ray has no types
+    """A run of Ray Train, without the actor that frees its machines should its controller die.
+
+    That one needs Ray's dashboard, and lives on without it; `free_reservations_of_the_dead` does it here. It is not
+    Ray's class for torch, which would load torch into processes that only start others, and take GPU memory.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+
+
 @ray.remote(num_cpus=0, max_retries=0, resources=HEAD_SLIVER)  # type: ignore[untyped-decorator]
 def _run_group(groups: Any, group_id: int, settings: GroupSettings, size: GroupSize) -> None:
     """One group, from its first stage to the time when no more work comes: a Ray Train run."""
     resources = {"CPU": float(size.cpus_per_worker)}
     if size.gpus_per_worker:
         resources["GPU"] = size.gpus_per_worker
-    # Not its subclass for torch: that would load torch into processes that only start others, and take GPU memory.
-    DataParallelTrainer(
+    _TrainRun(
         _work,
         train_loop_config={"groups": groups, "group_id": group_id, "settings": settings, "size": size},
         scaling_config=ray.train.ScalingConfig(
@@ -451,14 +463,8 @@ def _place(size: GroupSize) -> Place:
     if size.workers == 1:
         return Place()
     rank = ray.train.get_context().get_world_rank()
-    address = ray.train.collective.broadcast_from_rank_zero(_free_address() if rank == 0 else None)
-    return Place(rank, size.workers, address)
-
-
-def _free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("", 0))
-        return f"{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+    mine = free_address(ray.util.get_node_ip_address()) if rank == 0 else None
+    return Place(rank, size.workers, ray.train.collective.broadcast_from_rank_zero(mine))
 
 
 def _hourly_cost(size: GroupSize, prices: Mapping[str, float]) -> float:

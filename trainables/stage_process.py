@@ -18,6 +18,7 @@ import math
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,10 +27,13 @@ import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trainables.stage import Report, Stage
 from trainables.store import StageStore
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 20.0  # for the checkpoint of a stage whose machine goes away
@@ -306,6 +310,24 @@ def _send(descriptor: int, message: dict[str, Any]) -> None:
             content = content[os.write(descriptor, content) :]
 
 
+def _meet(place: Place) -> TCPStore:
+    """The store by which workers find each other. It listens on the first worker's address, and not on all of them."""
+    from torch._C._distributed_c10d import TCPStore
+
+    host, _, port = place.address.rpartition(":")
+    if place.rank > 0:
+        return TCPStore(host, int(port), place.workers, is_master=False)
+    listener = socket.create_server((host, int(port)))
+    return TCPStore(host, int(port), place.workers, is_master=True, master_listen_fd=listener.detach())
+
+
+def free_address(host: str) -> str:
+    """An address at which workers can meet, as host:port."""
+    with socket.socket() as free:
+        free.bind((host, 0))
+        return f"{host}:{free.getsockname()[1]}"
+
+
 def _cause_of_exit(code: int) -> str:
     if code < 0:
         name = signal.Signals(-code).name
@@ -336,12 +358,8 @@ def main() -> None:
     def run(stage: Stage, place: Place, report: Callable[[Report], None], leave: Callable[[], bool]) -> Outcome:
         torch.set_num_threads(threads)
         if place.workers > 1:
-            dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
-                init_method=f"tcp://{place.address}",
-                rank=place.rank,
-                world_size=place.workers,
-            )
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.workers)
         try:
             run_stage(stage, StageStore(storage), report, device, leave)
         except StageBusyError as error:

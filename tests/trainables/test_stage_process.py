@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,13 +17,14 @@ import pytest
 import torch
 
 from tests.conftest import bl_just
+from tests.security.listeners import LOOPBACK, listening, with_descendants
 from tests.trainables.misbehaving import LEAKED_BYTES, Behaviour, misbehaving, started
 from tests.trainables.test_lease import eventually
 from tests.trainables.test_loop import run, stages, weights, without_times
 from tests.trainables.test_resume import supervised
 from trainables.checkpoint import load_checkpoint
 from trainables.stage import Report, Stage
-from trainables.stage_process import Order, Outcome, Place, StageProcesses
+from trainables.stage_process import Order, Outcome, Place, StageProcesses, free_address
 from trainables.store import StageStore
 
 MISBEHAVING = "tests.trainables.misbehaving"
@@ -78,12 +78,6 @@ def resident_bytes(pid: int) -> int:
 
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def free_address() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 @pytest.fixture(scope="module")
@@ -371,20 +365,27 @@ def test_the_lease_of_a_stage_is_free_at_once_when_what_runs_it_is_killed(
 # Several workers
 
 
-def test_two_workers_train_as_one(small_corpus: Path, tmp_path: Path) -> None:
-    """Over gloo. Tolerance 2e-3 relative: the order of float32 sums differs."""
+def test_two_workers_train_as_one(small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over gloo, and on the loopback interface alone. Tolerance 2e-3: the order of float32 sums differs."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # as cluster/connect.py sets it
     (joint, _) = stages(small_corpus, bl_just(4))
-    address = free_address()
+    address, listeners = free_address("127.0.0.1"), set[str]()
+
+    def look() -> Order:
+        listeners.update(listening(with_descendants(os.getpid())))
+        return "go on"
 
     def work(rank: int) -> tuple[Outcome, list[Report]]:
         reports: list[Report] = []
         with closing(StageProcesses(tmp_path / "two", 1, "cpu")) as processes:
-            return processes.run(joint, Place(rank, 2, address), reports.append, for_ever), reports
+            return processes.run(joint, Place(rank, 2, address), reports.append, look), reports
 
     with ThreadPoolExecutor() as threads:
         (first, reports), (second, none) = threads.map(work, range(2))
     assert (first, second) == (Outcome("finished"), Outcome("finished"))
     assert none == [], "the first worker reports"
+    assert listeners
+    assert listeners <= LOOPBACK
     for two, one in zip(reports, run(joint, StageStore(tmp_path / "one")), strict=True):
         assert two.step == one.step
         assert two.metrics == pytest.approx(one.metrics, rel=2e-3, abs=2e-3)
