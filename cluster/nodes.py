@@ -122,8 +122,9 @@ def free_reservations_of_the_dead() -> None:
     job = ray.get_runtime_context().get_job_id()
     for content in ray._private.state.state._connect_and_get_accessor().get_placement_group_table():
         found = gcs_pb2.PlacementGroupTableData.FromString(content)
+        by_actor = not ray.ActorID(found.creator_actor_id).is_nil()  # and not by a driver
         removed = found.state == gcs_pb2.PlacementGroupTableData.REMOVED
-        if found.creator_actor_dead and not removed and found.creator_job_id.hex() == job:
+        if by_actor and found.creator_actor_dead and not removed and found.creator_job_id.hex() == job:
             remove_placement_group(PlacementGroup(ray.PlacementGroupID(found.placement_group_id)))
 
 

@@ -78,19 +78,12 @@ def _shown(token: str) -> str:
 
 
 def _hypotheses(options: argparse.Namespace) -> tuple[list[Hypothesis], str]:
-    from study.ledger import Ledger, LedgerError
+    from study.ledger import Ledger
     from study.trained import decoded_folder, trained_folder
     from trainables.evaluate import read_hypotheses
 
     storage = options.storage.absolute()
-    if not (storage / "ledger.db").is_file():
-        raise SettingsError(
-            [f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"]
-        )
-    try:
-        ledger = Ledger.in_folder(storage)
-    except LedgerError as error:
-        raise SettingsError([str(error)]) from error
+    ledger = Ledger.existing(storage)
     decoded = None if options.greedy else decoded_folder(ledger, storage, options.trial)
     path = (decoded or trained_folder(ledger, storage, options.trial)) / f"hypotheses-{options.split}.jsonl"
     if not path.is_file():

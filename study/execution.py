@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -43,10 +44,15 @@ LOOK_SECONDS = 1.0  # between looks at the worker groups
 MISSING_SECONDS = 60.0  # until the first word about a group that does not start; then twice as long, and so on
 LEARNING = TpeSampler | GpSampler | CmaEsSampler | Nsga2Sampler | Nsga3Sampler
 QUOTA_SECONDS = 30.0  # between looks at the disk
+QUEUE_LOST = "the process that hands stages to worker groups was lost"
 TUNE_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once: it resumes from checkpoints
     "TUNE_GLOBAL_CHECKPOINT_S": "inf",  # the ledger has the trials
 }
+
+
+class GroupsLostError(RuntimeError):
+    """The process that hands stages to worker groups died again and again."""
 
 
 def run_trials(
@@ -55,28 +61,33 @@ def run_trials(
     """Run every trial that the ledger does not yet have, or until a budget is spent. Needs a connection to Ray.
 
     `run` is the name that the ledger gave this run; `stage_module` is run with -m to run stages. Raises InfeasibleError
-    before anything starts when the cluster can never hold a worker group.
+    before anything starts when the cluster can never hold a worker group, GroupsLostError.
     """
     wanted = spec.resources
     sizes = {kind: group_size(wanted, kind) for kind in get_args(StageKind)}
     used = {sizes[stage.kind] for arm in spec.arms for stage in stages_of(spec.trial_config(arm))}
     for size in used:
         refuse_infeasible(size)
-    groups = start_worker_groups(
-        GroupSettings(
-            storage=spec.storage,
-            max_groups=wanted.max_groups,
-            idle_seconds=wanted.idle_seconds,
-            silence_seconds=60 * wanted.silence_minutes,
-            retries=wanted.retries,
-            preemptions=wanted.preemptions,
-            node_prices=dict(wanted.node_prices),
-            module=stage_module,
-        )
+    settings = GroupSettings(
+        storage=spec.storage,
+        max_groups=wanted.max_groups,
+        idle_seconds=wanted.idle_seconds,
+        silence_seconds=60 * wanted.silence_minutes,
+        retries=wanted.retries,
+        preemptions=wanted.preemptions,
+        node_prices=dict(wanted.node_prices),
+        module=stage_module,
     )
-    conductor = Conductor(spec, ledger, run, watcher, groups, used)
-    trainable = ray.tune.with_parameters(run_trial, groups=groups, sizes=sizes, storage=spec.storage)
-    tune(conductor, trainable, spec.storage)
+    for losses in range(1 + wanted.preemptions):
+        groups = start_worker_groups(settings)
+        conductor = Conductor(spec, ledger, run, watcher, groups, used)
+        trainable = ray.tune.with_parameters(run_trial, groups=groups, sizes=sizes, storage=spec.storage)
+        tune(conductor, trainable, spec.storage)
+        if not conductor.groups_lost:
+            break
+        watcher.told(f"{QUEUE_LOST}; its stages go on from their checkpoints ({losses + 1} of {wanted.preemptions})")
+    else:
+        raise GroupsLostError(f"{QUEUE_LOST} {1 + wanted.preemptions} times; the same command goes on")
     if conductor.budget_spent:
         watcher.told(f"stopped: {conductor.budget_spent}; a larger budget goes on from the last checkpoints")
     elif conductor.search.is_over:
@@ -119,6 +130,8 @@ class Conductor:
     ) -> None:
         self.spec, self.ledger, self.search = spec, ledger, Search(spec, ledger)
         self.budget_spent: str | None = None
+        self.groups_lost = False
+        self._lost: Counter[str] = Counter()  # trial -> how often its process was lost
         self._run, self._watcher, self._groups, self._sizes = run, watcher, groups, sizes
         self._stages: dict[str, Sequence[Stage]] = {}  # of trials that run
         self._running: dict[str, str] = {}  # Tune's trials -> fingerprint of the stage that each wants at present
@@ -134,7 +147,7 @@ class Conductor:
 
     def propose(self) -> Proposal | None:
         """The next trial, when there is one and there is room for it."""
-        if not self._has_room() or not self.may_take_process(self._running_seconds()):
+        if self.is_ending or not self._has_room() or not self.may_take_process(self._running_seconds()):
             return None
         proposal = self.search.propose(not_of=self._waiting_arms())
         if proposal:
@@ -144,6 +157,11 @@ class Conductor:
             self._started_at = time.monotonic()
             self._stopper.add(proposal.trial, proposal.stages)
         return proposal
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether what runs is to end, and to go on another time."""
+        return self.groups_lost or self.budget_spent is not None
 
     def _running_seconds(self) -> float:
         """How long the last trial has been running, infinite when none is."""
@@ -184,12 +202,12 @@ class Conductor:
         for report in reports:
             self._watcher.reported(trial, stage, report)
         if (cause := self._stopper.stops(trial, stage, reports)) is not None:
-            ray.get(self._groups.stop.remote(trial))
+            self._ask_groups("stop", trial)
             self.ended(trial, "stopped", cause)
 
     def ended(self, trial: str, status: Any, cause: str | None) -> None:
         """The trial has ended. The first word counts; a study that stops leaves its trials unfinished."""
-        if self.budget_spent and status != "finished":
+        if self.is_ending and status == "failed":
             return
         self._ended.add(trial)
         if self.ledger.end_trial(self.spec.study, trial, status, cause):
@@ -198,17 +216,31 @@ class Conductor:
             self._tell_of_arms()
             self._keep_quota()
 
+    def lost(self, trial: str, cause: str) -> None:
+        """The trial's process died. It goes on in another one, as often as that is allowed."""
+        self.look(at_once=True)  # perhaps because the groups did
+        if trial in self._ended or self.is_ending:
+            return
+        self._lost[trial] += 1
+        if self._lost[trial] > self.spec.resources.retries:
+            self.ended(trial, "failed", cause)
+        else:
+            self._watcher.told(f"{trial}: its process was lost; it goes on in another one")
+            self.search.again(trial)
+
     def left(self, trial: str) -> None:
         """The trial's process is free. Only now is there room for the next one, which then takes the same process."""
         self._running.pop(trial, None)
         self._stages.pop(trial, None)
 
-    def look(self) -> None:
+    def look(self, *, at_once: bool = False) -> None:
         """Account for what is spent, see what the cluster holds now, and tell when something does not start."""
-        if time.monotonic() - self._looked_at < LOOK_SECONDS:
+        if time.monotonic() - self._looked_at < LOOK_SECONDS and not at_once:
             return
         self._looked_at = time.monotonic()
-        state: GroupsState = ray.get(self._groups.state.remote())
+        state: GroupsState | None = self._ask_groups("state")
+        if state is None:
+            return
         self.ledger.set_spent(self._run, state.accelerator_seconds, state.cost)
         for message in state.told:
             self._watcher.told(message)
@@ -226,6 +258,14 @@ class Conductor:
                 f"a worker group of {state.starting} has not started for {state.starting_seconds:.0f} s: free are "
                 f"{free.get('CPU', 0):g} CPU(s) and {free.get('GPU', 0):g} GPU(s) on {len(present)} node(s)"
             )
+
+    def _ask_groups(self, what: str, *arguments: Any) -> Any:
+        """The answer of the worker groups' queue; None when it is no longer there."""
+        try:
+            return ray.get(getattr(self._groups, what).remote(*arguments))
+        except ray.exceptions.RayActorError:
+            self.groups_lost = True
+            return None
 
     def _tell_of_arms(self) -> None:
         """Which arms are searched no further, once for each."""
@@ -250,7 +290,7 @@ class _Proposals(Searcher):  # type: ignore[misc]  # Ray has no types
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next trial as `{"trial": name, "config": resolved}`; None: ask again later; FINISHED: that is all."""
         self._conductor.look()
-        proposal = None if self._conductor.budget_spent else self._conductor.propose()
+        proposal = self._conductor.propose()
         if proposal:
             return {"trial": proposal.trial.trial, "config": proposal.trial.config}
         return Searcher.FINISHED if self._conductor.search.is_over else None
@@ -299,7 +339,7 @@ class _Events(ray.tune.Callback):  # type: ignore[misc]  # Ray has no types
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
         lines = str(trial.get_error() or "the trial's process died").strip().splitlines()
-        self._conductor.ended(trial.config["trial"], "failed", lines[-1])
+        self._conductor.lost(trial.config["trial"], lines[-1])
         self._conductor.left(trial.config["trial"])
 
 
@@ -332,7 +372,7 @@ class _Processes(FIFOScheduler):  # type: ignore[misc]  # Ray has no types
 
 
 class _Budget(ray.tune.Stopper):  # type: ignore[misc]  # Ray has no types
-    """Ends Tune's run when a budget of the study is spent; unfinished trials keep their checkpoints."""
+    """Ends Tune's run when the conductor says so; unfinished trials keep their checkpoints."""
 
     def __init__(self, conductor: Conductor) -> None:
         self._conductor = conductor
@@ -344,4 +384,4 @@ class _Budget(ray.tune.Stopper):  # type: ignore[misc]  # Ray has no types
         return False
 
     def stop_all(self) -> bool:
-        return self._conductor.budget_spent is not None
+        return self._conductor.is_ending

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
-from study.ledger import Ledger, LedgerError, Trial
+from study.ledger import Ledger, Trial
 from trainables.lease import Lease
 from trainables.settings_file import SettingsError
 
@@ -254,7 +254,7 @@ def _gc(options: argparse.Namespace) -> int:
     quota = None if options.quota is None else _quota(options.quota)
     if options.keep_best < 0:
         raise SettingsError([f"--keep-best must be 0 or more, got {options.keep_best}"])
-    ledger = _open_ledger(options.storage.absolute())
+    ledger = Ledger.existing(options.storage.absolute())
     items = survey(ledger, options.storage.absolute(), options.keep_best)
     over = [] if quota is None else over_quota(items, quota)
     chosen = [item for item in items if item.garbage or item in over]
@@ -274,17 +274,6 @@ def _quota(text: str) -> int:
     except ValidationError:
         message = f"--quota must be a number of bytes with a unit, got {text!r}; write it as 10GB or 10GiB"
         raise SettingsError([message]) from None
-
-
-def _open_ledger(storage: Path) -> Ledger:
-    if not (storage / "ledger.db").is_file():
-        raise SettingsError(
-            [f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"]
-        )
-    try:
-        return Ledger.in_folder(storage)
-    except LedgerError as error:
-        raise SettingsError([str(error)]) from error
 
 
 def _print(items: Sequence[Item], gone: Sequence[Item], left: int, quota: int | None, *, dry_run: bool) -> None:

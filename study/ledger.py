@@ -1,24 +1,28 @@
 """The record of truth: studies, trials, stages and curves, in a database that no crash can corrupt.
 
 Everything else (MLflow, terminal, report, Optuna's state) is derived from it and can be rebuilt. Every write is one
-transaction and keyed, so that doing it twice changes nothing.
+transaction and keyed, so that doing it twice changes nothing: while a database server is away, it is tried again.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
+import sqlite3
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from study.spec import without_passwords
 from trainables.stage import Report, Stage
 
 SCHEMA_VERSION = 2
@@ -28,6 +32,32 @@ Origin = Literal["search", "replication"]
 
 MEASURED = ("parameters", "real_time_factor")  # fields of a report that are metrics here
 
+PATIENCE_SECONDS = 120.0  # for a database server that is away, such as while it is started again
+RETRY_SECONDS = 0.5
+WARN_SECONDS = 5.0
+LEFT_OVER_SECONDS = 3600.0  # after which a new ledger that is not complete is that of a process that was killed
+
+_LOCK = 7_305_808_869  # PostgreSQL's advisory lock of those who write points, or make or update the tables
+_TICK = 1e-6  # seconds between events, at least, where the clock says otherwise
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class _JsonText(sa.types.TypeDecorator[Any]):
+    """JSON as text, for PostgreSQL: its own types refuse the numbers that are not finite."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str:
+        return json.dumps(value)
+
+    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+_JSON = sa.JSON().with_variant(_JsonText(), "postgresql")
 _metadata = sa.MetaData()
 
 _schema = sa.Table("schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
@@ -35,8 +65,8 @@ _studies = sa.Table(
     "studies",
     _metadata,
     sa.Column("study", sa.String, primary_key=True),
-    sa.Column("spec", sa.JSON, nullable=False),  # of the latest run
-    sa.Column("environment", sa.JSON, nullable=False),  # versions, data hashes
+    sa.Column("spec", _JSON, nullable=False),  # of the latest run
+    sa.Column("environment", _JSON, nullable=False),  # versions, data hashes
     sa.Column("created_at", sa.Float, nullable=False),  # Unix time, as every *_at
     sa.Column("updated_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),  # when it had nothing more to run; None: it is running, or was interrupted
@@ -59,15 +89,15 @@ _trials = sa.Table(
     sa.Column("arm", sa.String, nullable=False),
     sa.Column("number", sa.Integer, nullable=False),  # within the arm, in the order of proposal
     sa.Column("origin", sa.String, nullable=False),
-    sa.Column("grid", sa.JSON, nullable=False),  # the part of `point` that a grid fixed
-    sa.Column("point", sa.JSON, nullable=False),  # searched path -> value
-    sa.Column("config", sa.JSON, nullable=False),  # fully resolved
+    sa.Column("grid", _JSON, nullable=False),  # the part of `point` that a grid fixed
+    sa.Column("point", _JSON, nullable=False),  # searched path -> value
+    sa.Column("config", _JSON, nullable=False),  # fully resolved
     sa.Column("seed", sa.Integer, nullable=False),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("cause", sa.String),  # of a failure, or of an early stop
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),
-    sa.Column("sampler_state", sa.JSON),  # what the sampler notes with a trial, such as its generation
+    sa.Column("sampler_state", _JSON),  # what the sampler notes with a trial, such as its generation
 )
 _stages = sa.Table(
     "stages",
@@ -108,7 +138,7 @@ _evaluations = sa.Table(
     sa.Column("study", sa.String, nullable=False),
     sa.Column("trial", sa.String, nullable=False),
     sa.Column("progress", sa.Float, nullable=False),
-    sa.Column("objectives", sa.JSON, nullable=False),
+    sa.Column("objectives", _JSON, nullable=False),
     sa.UniqueConstraint("study", "trial", "progress"),
 )
 _mirrored = sa.Table(
@@ -186,39 +216,58 @@ class LedgerError(RuntimeError):
 
 
 class Ledger:
-    """Opens or creates the ledger of a database URL, such as `sqlite:////shared/results/ledger.db`."""
+    """Opens or creates the ledger of a database URL, such as `sqlite:////shared/results/ledger.db`.
+
+    SQLite and PostgreSQL are supported. Raises LedgerError, here and wherever the database refuses.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._engine = sa.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _configure_sqlite)
-        with self._engine.begin() as db:
-            # Not `create_all`: it looks first, and two processes may look at once.
-            for table in _metadata.sorted_tables:
-                db.execute(sa.schema.CreateTable(table, if_not_exists=True))
-            version = db.scalar(sa.select(_schema.c.version))
-            if version is None:
-                db.execute(self._insert_once(_schema).values(version=SCHEMA_VERSION))
-            elif version == 1:
-                db.execute(sa.text("ALTER TABLE studies ADD COLUMN ended_at FLOAT"))
-                db.execute(sa.text("ALTER TABLE trials ADD COLUMN sampler_state JSON"))
-                db.execute(sa.update(_schema).values(version=SCHEMA_VERSION))
-            elif version != SCHEMA_VERSION:
-                raise LedgerError(f"{url} has schema version {version}; this program reads {SCHEMA_VERSION}")
+        self._engine = _engine(url)
+        self._began: dict[str, float] = {}  # run of this process -> when, on a clock that is never set
+        self._latest: float | None = None  # moment that was recorded last
+        self._opened = False
+        if self._try(_version) != SCHEMA_VERSION:
+            self._try(_make_tables)
+        self._opened = True
+
+    @property
+    def name(self) -> str:
+        """The path of an SQLite file; otherwise the URL without a password."""
+        return _name(self._engine.url)
 
     @classmethod
     def in_folder(cls, storage: Path) -> Ledger:
-        """The ledger of a storage folder. Several processes may open a new one at the same time."""
-        storage.mkdir(parents=True, exist_ok=True)
+        """The SQLite ledger of a storage folder. Several processes may open a new one at the same time."""
         path = storage / "ledger.db"
-        if not path.exists():  # made beside, and put in its place when complete
-            beside = storage / f".ledger-{uuid.uuid4().hex[:8]}.db"
-            cls(f"sqlite:///{beside}").close()
-            with contextlib.suppress(FileExistsError):
-                os.link(beside, path)
-            beside.unlink()
+        try:
+            storage.mkdir(parents=True, exist_ok=True)
+            if not path.exists():  # made beside, and put in its place when complete
+                beside = storage / f".ledger-{uuid.uuid4().hex[:8]}.db"
+                cls(f"sqlite:///{beside}").close()
+                with contextlib.suppress(FileExistsError):
+                    os.link(beside, path)
+                beside.unlink(missing_ok=True)
+            _remove_left_over(storage, path)
+        except OSError as error:
+            raise LedgerError(f"{path}: cannot be made: {error}; give this user the right to write there") from error
         return cls(f"sqlite:///{path}")
+
+    @classmethod
+    def of(cls, storage: Path, configured: str | None = None) -> Ledger:
+        """That of the sweep file, else of $STUDY_LEDGER, else the SQLite file in the storage folder."""
+        url = configured or os.environ.get("STUDY_LEDGER")
+        return cls(url) if url else cls.in_folder(storage)
+
+    @classmethod
+    def existing(cls, storage: Path) -> Ledger:
+        """The ledger of $STUDY_LEDGER, else of studies that have run in the storage folder, which must be there."""
+        if not os.environ.get("STUDY_LEDGER") and not (storage / "ledger.db").exists():
+            raise LedgerError(
+                f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run, and "
+                "$STUDY_LEDGER the URL of a ledger elsewhere"
+            )
+        return cls.of(storage)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -227,30 +276,30 @@ class Ledger:
 
     def open_study(self, study: str, spec: Mapping[str, Any], environment: Mapping[str, Any]) -> str:
         """Record the study, or that it runs again. Returns the name of this run."""
-        now, run = time.time(), uuid.uuid4().hex
+        now, run = self._now(), uuid.uuid4().hex
         row = {"spec": dict(spec), "environment": dict(environment), "updated_at": now, "ended_at": None}
-        with self._engine.begin() as db:
-            db.execute(self._insert_once(_studies).values(study=study, created_at=now, **row))
-            db.execute(sa.update(_studies).where(_studies.c.study == study).values(**row))
-            spent = {"started_at": now, "seen_at": now, "accelerator_seconds": 0.0, "cost": 0.0}
-            db.execute(sa.insert(_runs).values(run=run, study=study, **spent))
+        spent = {"started_at": now, "seen_at": now, "accelerator_seconds": 0.0, "cost": 0.0}
+        self._write(
+            self._insert_once(_studies).values(study=study, created_at=now, **row),
+            sa.update(_studies).where(_studies.c.study == study).values(**row),
+            self._insert_once(_runs).values(run=run, study=study, **spent),
+        )
+        self._began[run] = time.monotonic()
         return run
 
     def end_study(self, study: str) -> None:
         """Record that the study has nothing more to run."""
-        with self._engine.begin() as db:
-            db.execute(sa.update(_studies).where(_studies.c.study == study).values(ended_at=time.time()))
+        self._write(sa.update(_studies).where(_studies.c.study == study).values(ended_at=self._now()))
 
     def set_spent(self, run: str, accelerator_seconds: float, cost: float) -> None:
-        """Record what the run took so far."""
-        row = {"seen_at": time.time(), "accelerator_seconds": accelerator_seconds, "cost": cost}
-        with self._engine.begin() as db:
-            db.execute(sa.update(_runs).where(_runs.c.run == run).values(**row))
+        """Record what the run took so far. It is one that this object has opened."""
+        seen_at = _runs.c.started_at + (time.monotonic() - self._began[run])
+        row = {"seen_at": seen_at, "accelerator_seconds": accelerator_seconds, "cost": cost}
+        self._write(sa.update(_runs).where(_runs.c.run == run).values(**row))
 
     def add_evaluation(self, study: str, evaluation: Evaluation) -> None:
         """Record what early stopping is told, before it is told. What is there already stays as it is."""
-        with self._engine.begin() as db:
-            db.execute(self._insert_once(_evaluations), {"study": study, **asdict(evaluation)})
+        self._write(self._insert_once(_evaluations).values(study=study, **asdict(evaluation)))
 
     def add_trial(
         self,
@@ -274,7 +323,7 @@ class Ledger:
         A trial that is there keeps its row, and gets these stages. With another `status`, it has ended already: an
         equal trial has run.
         """
-        now = time.time()
+        now = self._now()
         row = {
             "study": study,
             "trial": trial,
@@ -299,11 +348,12 @@ class Ledger:
             {"study": study, "trial": trial, "position": position, "stage": stage["stage"]}
             for position, stage in enumerate(known)
         ]
-        with self._engine.begin() as db:
-            db.execute(self._insert_once(_trials), row)
-            db.execute(sa.delete(_trial_stages).where(_trial_stages.c.study == study, _trial_stages.c.trial == trial))
-            db.execute(self._insert_once(_stages), known)
-            db.execute(sa.insert(_trial_stages), mine)
+        self._write(
+            self._insert_once(_trials).values(row),
+            sa.delete(_trial_stages).where(_trial_stages.c.study == study, _trial_stages.c.trial == trial),
+            self._insert_once(_stages).values(known),
+            sa.insert(_trial_stages).values(mine),
+        )
 
     def append(self, stage: str, reports: Iterable[Report]) -> None:
         """Add reports to the curve of a stage. What is there already stays as it is."""
@@ -313,36 +363,57 @@ class Ledger:
             for cost in [report.model_dump(exclude={"metrics", *MEASURED})]
             for metric, value in _values(report)
         ]
+
+        def write(db: sa.Connection) -> None:
+            _one_at_a_time(db)  # so that a point that can be seen has a higher id than all that could be before it
+            db.execute(self._insert_once(_points), rows)
+
         if rows:
-            with self._engine.begin() as db:
-                db.execute(self._insert_once(_points), rows)
+            self._try(write)
 
     def end_trial(self, study: str, trial: str, status: Status, cause: str | None = None) -> bool:
         """Record how an unfinished trial ended. The first end counts; True when this was it."""
-        with self._engine.begin() as db:
-            ended = db.execute(
-                sa.update(_trials)
-                .where(_trials.c.study == study, _trials.c.trial == trial, _trials.c.status == "unfinished")
-                .values(status=status, cause=cause, ended_at=time.time())
-            )
-            return bool(ended.rowcount)
+        mine = (_trials.c.study == study, _trials.c.trial == trial)
+        now = self._now()
+        self._write(
+            sa.update(_trials)
+            .where(*mine, _trials.c.status == "unfinished")
+            .values(status=status, cause=cause, ended_at=now)
+        )
+        # Not the number of rows: when the answer to a write is lost, the second attempt finds none.
+        return bool(self._read(sa.select(_trials).where(*mine, _trials.c.ended_at == now)))
 
     def reopen_failed(self, study: str) -> None:
         """Make failed trials run again."""
-        with self._engine.begin() as db:
-            db.execute(
-                sa.update(_trials)
-                .where(_trials.c.study == study, _trials.c.status == "failed")
-                .values(status="unfinished", cause=None, ended_at=None)
-            )
+        self._write(
+            sa.update(_trials)
+            .where(_trials.c.study == study, _trials.c.status == "failed")
+            .values(status="unfinished", cause=None, ended_at=None)
+        )
 
     def set_mirrored(self, server: str, study: str, trial: str, stage: str, point: int) -> None:
         """Record that the mirror has all points of the trial's stage up to this id."""
         key = {"server": server, "study": study, "trial": trial, "stage": stage}
-        with self._engine.begin() as db:
-            db.execute(self._insert_once(_mirrored).values(**key, point=point))
-            conditions = [_mirrored.c[name] == value for name, value in key.items()]
-            db.execute(sa.update(_mirrored).where(*conditions).values(point=point))
+        conditions = [_mirrored.c[name] == value for name, value in key.items()]
+        self._write(
+            self._insert_once(_mirrored).values(**key, point=point),
+            sa.update(_mirrored).where(*conditions).values(point=point),
+        )
+
+    def forget_mirrored(self, server: str, study: str, trial: str) -> None:
+        """Make the mirror bring over the whole trial again."""
+        mine = (_mirrored.c.server == server, _mirrored.c.study == study, _mirrored.c.trial == trial)
+        self._write(sa.delete(_mirrored).where(*mine))
+
+    def _now(self) -> float:
+        """The moment of an event: the time, but after all that are recorded, even when the clock was set back."""
+        if self._latest is None:
+            moments = (_studies.c.updated_at, _studies.c.ended_at, _trials.c.started_at, _trials.c.ended_at)
+            recorded = sa.union_all(*(sa.select(moment.label("at")) for moment in moments)).subquery()
+            (row,) = self._read(sa.select(sa.func.max(recorded.c.at).label("latest")))
+            self._latest = float(row.latest or 0.0)
+        self._latest = max(time.time(), self._latest + _TICK)
+        return self._latest
 
     def _insert_once(self, table: sa.Table) -> Any:
         """INSERT that does nothing where the key exists."""
@@ -352,15 +423,13 @@ class Ledger:
     # ---- reading -----------------------------------------------------------------------------------------------
 
     def studies(self) -> list[dict[str, Any]]:
-        with self._engine.connect() as db:
-            rows = db.execute(sa.select(_studies).order_by(_studies.c.created_at)).mappings()
-            return [dict(row) for row in rows]
+        return [dict(row._mapping) for row in self._read(sa.select(_studies).order_by(_studies.c.created_at))]
 
     def study(self, study: str) -> dict[str, Any]:
         """Raises LedgerError, naming the known studies, when there is no such study."""
         known = {row["study"]: row for row in self.studies()}
         if study not in known:
-            raise LedgerError(f"no study {study!r} in {self.url}; known: {', '.join(sorted(known)) or 'none'}")
+            raise LedgerError(f"no study {study!r} in {self.name}; known: {', '.join(sorted(known)) or 'none'}")
         return known[study]
 
     def is_over(self, study: str) -> bool:
@@ -371,53 +440,46 @@ class Ledger:
         """What all runs of the study took, as far as each was seen."""
         run = _runs.c
         sums = (sa.func.sum(run.seen_at - run.started_at), sa.func.sum(run.accelerator_seconds), sa.func.sum(run.cost))
-        with self._engine.connect() as db:
-            found = db.execute(sa.select(*sums).where(run.study == study)).one()
+        (found,) = self._read(sa.select(*sums).where(run.study == study))
         return Spent(*(float(value or 0.0) for value in found))
 
     def evaluations(self, study: str) -> list[Evaluation]:
         """What early stopping was told, in its order."""
-        with self._engine.connect() as db:
-            query = sa.select(_evaluations).where(_evaluations.c.study == study).order_by(_evaluations.c.id)
-            return [Evaluation(row.trial, row.progress, row.objectives) for row in db.execute(query)]
+        query = sa.select(_evaluations).where(_evaluations.c.study == study).order_by(_evaluations.c.id)
+        return [Evaluation(row.trial, row.progress, row.objectives) for row in self._read(query)]
 
     def count(self, study: str) -> dict[Status, int]:
         """Number of trials of each status."""
-        with self._engine.connect() as db:
-            query = sa.select(_trials.c.status, sa.func.count()).where(_trials.c.study == study)
-            found: dict[Status, int] = dict.fromkeys(get_args(Status), 0)
-            return found | {row.status: row[1] for row in db.execute(query.group_by(_trials.c.status))}
+        query = sa.select(_trials.c.status, sa.func.count().label("trials")).where(_trials.c.study == study)
+        found: dict[Status, int] = dict.fromkeys(get_args(Status), 0)
+        return found | {row.status: row.trials for row in self._read(query.group_by(_trials.c.status))}
 
     def trial(self, study: str, trial: str) -> Trial:
-        with self._engine.connect() as db:
-            query = sa.select(_trials).where(_trials.c.study == study, _trials.c.trial == trial)
-            return Trial(**db.execute(query).mappings().one())
+        (row,) = self._read(sa.select(_trials).where(_trials.c.study == study, _trials.c.trial == trial))
+        return Trial(**row._mapping)
 
     def trials(self, study: str) -> list[Trial]:
-        with self._engine.connect() as db:
-            query = sa.select(_trials).where(_trials.c.study == study)
-            rows = db.execute(query.order_by(_trials.c.started_at, _trials.c.trial)).mappings()
-            return [Trial(**row) for row in rows]
+        """In the order in which they were proposed."""
+        query = sa.select(_trials).where(_trials.c.study == study)
+        return [Trial(**row._mapping) for row in self._read(query.order_by(_trials.c.started_at, _trials.c.trial))]
 
     def trial_stages(self, study: str, trial: str) -> list[dict[str, Any]]:
         """fingerprint (`stage`), `kind`, `name` and `steps` of the trial's stages, in order."""
-        with self._engine.connect() as db:
-            rows = db.execute(
-                sa.select(_stages)
-                .join(_trial_stages, _trial_stages.c.stage == _stages.c.stage)
-                .where(_trial_stages.c.study == study, _trial_stages.c.trial == trial)
-                .order_by(_trial_stages.c.position)
-            ).mappings()
-            return [dict(row) for row in rows]
+        query = (
+            sa.select(_stages)
+            .join(_trial_stages, _trial_stages.c.stage == _stages.c.stage)
+            .where(_trial_stages.c.study == study, _trial_stages.c.trial == trial)
+            .order_by(_trial_stages.c.position)
+        )
+        return [dict(row._mapping) for row in self._read(query)]
 
     def contents(self, study: str) -> dict[str, tuple[str, ...]]:
         """trial -> the fingerprints of its stages, in order."""
         stage = _trial_stages.c
         found: defaultdict[str, list[str]] = defaultdict(list)
-        with self._engine.connect() as db:
-            query = sa.select(stage.trial, stage.stage).where(stage.study == study)
-            for row in db.execute(query.order_by(stage.trial, stage.position)):
-                found[row.trial].append(row.stage)
+        query = sa.select(stage.trial, stage.stage).where(stage.study == study)
+        for row in self._read(query.order_by(stage.trial, stage.position)):
+            found[row.trial].append(row.stage)
         return {trial: tuple(stages) for trial, stages in found.items()}
 
     def curve(self, study: str, trial: str, metric: str | None = None) -> list[CurvePoint]:
@@ -435,9 +497,8 @@ class Ledger:
         return curve
 
     def _points_of(self, stage: str) -> list[dict[str, Any]]:
-        with self._engine.connect() as db:
-            query = sa.select(_points).where(_points.c.stage == stage).order_by(_points.c.step, _points.c.id)
-            return [dict(row) for row in db.execute(query).mappings()]
+        query = sa.select(_points).where(_points.c.stage == stage).order_by(_points.c.step, _points.c.id)
+        return [dict(row._mapping) for row in self._read(query)]
 
     def final(self, study: str, trial: str) -> dict[str, float]:
         """The results of the trial: the last value of each metric of its last stage, and of decoding after it.
@@ -460,11 +521,48 @@ class Ledger:
 
     def mirrored(self, server: str, study: str, trial: str) -> dict[str, int]:
         """stage -> id of the last point that the mirror has."""
-        with self._engine.connect() as db:
-            query = sa.select(_mirrored.c.stage, _mirrored.c.point).where(
-                _mirrored.c.server == server, _mirrored.c.study == study, _mirrored.c.trial == trial
-            )
-            return {row.stage: row.point for row in db.execute(query)}
+        mine = (_mirrored.c.server == server, _mirrored.c.study == study, _mirrored.c.trial == trial)
+        return {row.stage: row.point for row in self._read(sa.select(_mirrored).where(*mine))}
+
+    # ---- the database ------------------------------------------------------------------------------------------
+
+    def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
+        """All rows at once: nothing stays open while the caller thinks."""
+        return self._try(lambda db: db.execute(query).all())
+
+    def _write(self, *statements: sa.Executable) -> None:
+        """All in one transaction."""
+
+        def write(db: sa.Connection) -> None:
+            for statement in statements:
+                db.execute(statement)
+
+        self._try(write)
+
+    def _try(self, action: Callable[[sa.Connection], Result]) -> Result:
+        """What the action returns, in a transaction. While a server is away it is tried again, for some minutes."""
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                with self._engine.begin() as db:
+                    return action(db)
+            except sa.exc.IntegrityError:
+                raise  # a fault of this program
+            except (sa.exc.DBAPIError, sqlite3.Error) as error:
+                waited = time.monotonic() - began
+                if not self._passes(error) or waited > PATIENCE_SECONDS:
+                    raise LedgerError(f"{self.name}: {_sentence(error)}") from error
+                if waited > WARN_SECONDS and not told:
+                    told = True
+                    logger.warning("%s does not answer; trying again for %.0f s", self.name, PATIENCE_SECONDS - waited)
+            time.sleep(RETRY_SECONDS)
+
+    def _passes(self, error: Exception) -> bool:
+        """Whether it is a server that is away for a moment, in the middle of the work."""
+        if self._engine.dialect.name != "postgresql" or not self._opened:
+            return False
+        lost = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
+        return lost or (isinstance(error, sa.exc.OperationalError) and _state(error) != _DISK_FULL)
 
 
 def _values(report: Report) -> Iterator[tuple[str, float]]:
@@ -474,6 +572,103 @@ def _values(report: Report) -> Iterator[tuple[str, float]]:
         value = getattr(report, name)
         if value is not None:
             yield name, float(value)
+
+
+def _engine(url: str) -> sa.Engine:
+    """Raises LedgerError for a URL that is none, or is of another kind of database."""
+    try:
+        parts = sa.make_url(url)
+        if (kind := parts.get_backend_name()) not in ("sqlite", "postgresql"):
+            raise LedgerError(f"{_name(parts)}: a ledger is kept in sqlite or postgresql, not in {kind}")
+        engine = sa.create_engine(parts, connect_args={} if kind == "sqlite" else {**_LIBPQ, **parts.query})
+    except sa.exc.ArgumentError as error:
+        raise LedgerError(
+            f"{without_passwords(url)}: not the URL of a ledger, such as postgresql+psycopg://user:password@host/name"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise LedgerError(f"{_name(parts)}: {error}; pip install 'asr-scaling-studies[postgresql]'") from error
+    if kind == "sqlite":
+        sa.event.listen(engine, "connect", _configure_sqlite)
+    return engine
+
+
+def _name(url: sa.URL) -> str:
+    return str(url.database) if url.get_backend_name() == "sqlite" else without_passwords(str(url))
+
+
+def _version(db: sa.Connection) -> int | None:
+    """Of the schema; None when the tables are not there."""
+    if not sa.inspect(db).has_table(_schema.name):
+        return None
+    version: int | None = db.scalar(sa.select(_schema.c.version))
+    return version
+
+
+def _make_tables(db: sa.Connection) -> None:
+    """Make the tables, or bring those of an earlier version up to this one: all of it, or nothing."""
+    if db.dialect.name == "sqlite":
+        db.exec_driver_sql("BEGIN IMMEDIATE")  # Python's driver begins no transaction for changes of tables
+    _one_at_a_time(db)
+    version = _version(db)
+    if version not in (None, 1, SCHEMA_VERSION):
+        name = _name(db.engine.url)
+        fix = "update the program" if version and version > SCHEMA_VERSION else "restore it from a copy"
+        raise LedgerError(f"{name} has schema version {version}; this program reads {SCHEMA_VERSION}; {fix}")
+    _metadata.create_all(db)
+    if version == 1:
+        db.execute(sa.text("ALTER TABLE studies ADD COLUMN ended_at FLOAT"))
+        db.execute(sa.text("ALTER TABLE trials ADD COLUMN sampler_state JSON"))
+        db.execute(sa.update(_schema).values(version=SCHEMA_VERSION))
+    elif version is None:
+        db.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
+
+
+def _one_at_a_time(db: sa.Connection) -> None:
+    """Wait until no other transaction on PostgreSQL has come here and not ended. SQLite has one writer by itself."""
+    if db.dialect.name == "postgresql":
+        db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+
+
+def _remove_left_over(storage: Path, path: Path) -> None:
+    """Remove what processes left that were killed while they made a new ledger."""
+    for file in storage.glob(".ledger-*"):
+        with contextlib.suppress(FileNotFoundError):
+            if file.samefile(path) or time.time() - file.stat().st_mtime > LEFT_OVER_SECONDS:
+                file.unlink()
+
+
+_LIBPQ = {"connect_timeout": "10", "tcp_user_timeout": "30000"}  # seconds; milliseconds
+_DISK_FULL = "53100"  # SQLSTATE
+
+_AGAIN = "then run the same command again: nothing that was recorded is lost"
+_TROUBLES = {  # SQLite's name of an error -> what it is, and what to do
+    "SQLITE_FULL": f"the disk is full; free some space, {_AGAIN}",
+    "SQLITE_READONLY": f"it may not be written; give this user the right to write it and its folder, {_AGAIN}",
+    "SQLITE_CANTOPEN": "it cannot be opened; let this user read and write it and its folder",
+    "SQLITE_PERM": "it cannot be opened; let this user read and write it and its folder",
+    "SQLITE_NOTADB": "it is not an SQLite database; restore it from a copy, or name another storage folder",
+    "SQLITE_CORRUPT": "it is damaged; restore it from a copy, or save what is readable with sqlite3's .recover",
+    "SQLITE_BUSY": f"another process keeps it locked; end that process, {_AGAIN}",
+    "SQLITE_IOERR": f"it cannot be read or written; see to the disk and its free space, {_AGAIN}",
+}
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong with the database, and what to do."""
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, sqlite3.Error):
+        code = getattr(cause, "sqlite_errorname", "")
+        known = next((text for name, text in _TROUBLES.items() if code.startswith(name)), None)
+        return known or f"{cause} ({code}); see to the file, {_AGAIN}"
+    if _state(error) == _DISK_FULL:
+        return f"the server's {_TROUBLES['SQLITE_FULL']}"
+    reason = " ".join(without_passwords(str(cause)).split())
+    return f"{reason}; see that the server runs and lets this user in, {_AGAIN}"
+
+
+def _state(error: Exception) -> str | None:
+    """PostgreSQL's SQLSTATE, None when the server did not come to say one."""
+    return getattr(getattr(error, "orig", None), "sqlstate", None)
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:

@@ -18,13 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from study import corpora, errors, garbage, language_model
+from study.ledger import Ledger, LedgerError
 from study.spec import StudySpec, read_spec, trials_of, without_passwords
 from trainables.lease import Lease
 from trainables.settings_file import SettingsError
 
 if TYPE_CHECKING:
     from study.estimate import Estimate
-    from study.ledger import Ledger
     from study.plan import Plan
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
@@ -42,6 +42,8 @@ VERBS = (
     "lm",
     "gc",
     "optuna",
+    "chaos",
+    "doctor",
 )
 
 
@@ -62,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in error.errors:
             print(line, file=sys.stderr)
         return BAD_SWEEP
+    except LedgerError as error:
+        print(error, file=sys.stderr)
+        return BAD_SWEEP
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +75,14 @@ def _parser() -> argparse.ArgumentParser:
 
     run = verbs.add_parser("run", help="run a study, or go on with it")
     plan = verbs.add_parser("plan", help="what a study would run, without starting anything")
-    for verb in (run, plan):
+    chaos = verbs.add_parser("chaos", help="kill a study's processes at random, and audit how it ends")
+    chaos.add_argument("--kills", type=int, default=20, help="how many processes to kill (default: 20)")
+    chaos.add_argument("--every", type=float, default=4.0, help="mean seconds between kills (default: 4)")
+    chaos.add_argument("--seed", type=int, default=0, help="of the moments and the victims (default: 0)")
+    chaos.set_defaults(command=_chaos)
+    doctor = verbs.add_parser("doctor", help="see whether all that a study needs is there, on every node")
+    doctor.set_defaults(command=_doctor)
+    for verb in (run, plan, chaos, doctor):
         verb.add_argument("sweep", type=Path, help="the sweep file")
         verb.add_argument("overrides", nargs="*", metavar="path=value", help="e.g. search.trials=4")
     run.add_argument("--retry-failed", action="store_true", help="run failed trials again")
@@ -154,7 +166,7 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
     _fetch_initial_weights(spec)
     console, plan = make_console(), make_plan(spec)
     console.print(Text(spec.question, style="bold"), plan_table(plan), sep="\n")
-    ledger = _open_ledger(spec.storage)
+    ledger = _open_ledger(spec)
     refuse_drift(spec, ledger)
     _refuse_unknown_studies(spec, ledger)
     with _alone(spec):
@@ -321,6 +333,18 @@ def _report(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    from study.doctor import run_doctor
+
+    return run_doctor(options)
+
+
+def _chaos(options: argparse.Namespace) -> int:
+    from study.chaos import run_chaos
+
+    return run_chaos(options)
+
+
 def _optuna(options: argparse.Namespace) -> int:
     from study.optuna_studies import write_journal
 
@@ -408,26 +432,15 @@ def _trained_folder(options: argparse.Namespace) -> Path:
     return trained_folder(_ledger(options.storage), options.storage.absolute(), options.trained)
 
 
-def _ledger(storage: Path) -> Any:
-    if not (storage / "ledger.db").is_file():
-        raise SettingsError(
-            [f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run"]
-        )
-    return _open_ledger(storage.absolute())
+def _ledger(storage: Path) -> Ledger:
+    return Ledger.existing(storage.absolute())
 
 
-def _open_ledger(storage: Path) -> Any:
-    from study.ledger import Ledger, LedgerError
-
-    try:
-        return Ledger.in_folder(storage)
-    except LedgerError as error:
-        raise SettingsError([str(error)]) from error
+def _open_ledger(spec: StudySpec) -> Ledger:
+    return Ledger.of(spec.storage, spec.ledger)
 
 
 def _study(ledger: Any, name: str) -> dict[str, Any]:
-    from study.ledger import LedgerError
-
     try:
         return dict(ledger.study(name))
     except LedgerError as error:

@@ -133,6 +133,10 @@ class Search:
                     if result.status == "finished":
                         yield trial, result
 
+    def again(self, trial: str) -> None:
+        """Propose an unfinished trial once more."""
+        self._waiting.append(self._trials[trial])
+
     # ---- new trials --------------------------------------------------------------------------------------------
 
     def _proposals(self, not_of: Collection[str]) -> Iterator[Proposal]:

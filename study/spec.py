@@ -245,6 +245,10 @@ class StudySpec(Config):
     quota: ByteSize | None = Field(
         None, description="Of all stages in the storage, such as 50GB; what is needed stays."
     )
+    ledger: str | None = Field(
+        None,
+        description="URL, such as postgresql+psycopg://... None: $STUDY_LEDGER, or else SQLite in the storage folder.",
+    )
     mlflow: MlflowSpec = MlflowSpec()
 
     @property
@@ -312,8 +316,13 @@ def trials_of(spec: StudySpec) -> Iterator[TrialConfig]:
 
 
 def without_passwords(text: str) -> str:
-    """The text with `***` for the password of every URL in it."""
-    return re.sub(r"(://[^/@:\s\"]*):[^/@\s\"]*@", r"\1:***@", text)
+    """The text with `***` for the secrets of every URL in it.
+
+    They are the password, a name without one, which is a token, and such fields of the query as `password` and `token`.
+    """
+    text = re.sub(r"(://[^/@:\s\"]*):[^\s\"]*@", r"\1:***@", text)  # a password may hold / and @
+    text = re.sub(r"(://)[^/@:\s\"]+@", r"\1***@", text)
+    return re.sub(r"([?&][^=&#\s\"]*(?:passw|pwd|token|secret|key)[^=&#\s\"]*=)[^&#\s\"]+", r"\1***", text, flags=re.I)
 
 
 def nested(path: str, value: Any) -> dict[str, Any]:
@@ -325,8 +334,16 @@ def nested(path: str, value: Any) -> dict[str, Any]:
 def read_spec(path: Path, overrides: Iterable[str] = (), *, absent_is_fine: bool = False) -> StudySpec:
     """Read and check a sweep file, corpora included. Raises SettingsError with every error of the file at once.
 
-    `absent_is_fine`: a corpus that is not on this machine is no error, for a plan does without it.
+    `absent_is_fine`: a corpus that is not on this machine is no error, for a plan does without it. Errors show no
+    password of a URL.
     """
+    try:
+        return _read_spec(path, overrides, absent_is_fine=absent_is_fine)
+    except SettingsError as error:
+        raise SettingsError([without_passwords(line) for line in error.errors]) from None
+
+
+def _read_spec(path: Path, overrides: Iterable[str], *, absent_is_fine: bool) -> StudySpec:
     file = read_settings_file(path, overrides)
     found: list[tuple[Location, str]] = []
     spec: StudySpec | None = None
@@ -338,7 +355,10 @@ def read_spec(path: Path, overrides: Iterable[str] = (), *, absent_is_fine: bool
     storage = Path()
     try:
         storage = spec.storage.expanduser() if spec else storage
-    except RuntimeError as error:
+        if "\0" in str(storage):
+            raise ValueError(f"no folder can have the name {str(storage)!r}")
+        storage.is_dir()  # raises for a name that is too long
+    except (RuntimeError, ValueError, OSError) as error:
         found.append((("storage",), str(error)))
     if spec and inside_ray_job() and not storage.is_absolute():
         message = f"must be absolute in a Ray job, whose working directory is a copy that goes away, got {storage}"

@@ -21,6 +21,7 @@ class Stopper:
         self._arms: dict[str, str] = {}
         self._labelled: dict[str, list[Stage]] = {}
         self._parameters: dict[str, float] = {}
+        self._reached: dict[str, float] = {}  # trial -> progress at the last evaluation that the rule was told of
         if self._rule:
             self._arms = {trial.trial: trial.arm for trial in ledger.trials(spec.study)}
             for past in ledger.evaluations(spec.study):
@@ -43,7 +44,10 @@ class Stopper:
         name = self._spec.early_stopping_metric
         for report in reports:
             if name in report.metrics:
-                evaluation = Evaluation(trial, (before + report.step) / total, self._objectives(trial, report))
+                progress = (before + report.step) / total
+                if progress < self._reached.get(trial, 0.0):
+                    continue  # the trial went on after it: a stage that is resumed reports it again
+                evaluation = Evaluation(trial, progress, self._objectives(trial, report))
                 self._ledger.add_evaluation(self._spec.study, evaluation)
                 if self._observe(evaluation):
                     reached = f"{metric_name(name)} {report.metrics[name]:.1%}"
@@ -64,4 +68,5 @@ class Stopper:
         assert self._rule is not None
         assert config is not None
         group = "" if config.across_arms else self._arms[evaluation.trial]
+        self._reached[evaluation.trial] = max(evaluation.progress, self._reached.get(evaluation.trial, 0.0))
         return self._rule.observe(evaluation.trial, group, evaluation.progress, evaluation.objectives)

@@ -1,36 +1,47 @@
 """The ledger mirrored to MLflow, in a process of its own: training never waits for MLflow.
 
 The mirror reads the ledger from its cursor onwards and can be stopped, killed or cut off at any time; the next one
-goes on where the last one came to. Runs are looked up by tag before they are made, so nothing is there twice.
+goes on where the last one came to. Runs are looked up by tag before they are made, so nothing is there twice. One
+mirror of a study works at a time. While MLflow works, nothing of the ledger is locked or held open.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.ledger import MEASURED, CurvePoint, Ledger, Status, Trial
 from study.spec import without_passwords
+from trainables.lease import Lease, LeaseLostError
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 SYNC_SECONDS = 3.0
+RETRY_SECONDS = 0.25  # after the first failure; then twice as long, and so on
+MAX_RETRY_SECONDS = 5.0
+MAX_STARTS = 3  # of mirrors that are killed, at the end
+ENDING_SECONDS = 10.0  # in which what fails at the end is tried again
+_WHOLE_COSTS = ("cost/audio_hours", "cost/accelerator_seconds")  # of a trial, logged when it has ended
 _ENDINGS: dict[Status, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 BATCH = 1_000  # metrics in one request: MLflow's limit
 MAX_PARAM = 500  # characters in a parameter that every version of MLflow accepts
 
-# Seconds, not the minutes that MLflow's client waits by default for a server that is gone.
+# Seconds, not the minutes that MLflow's client waits by default for a server that is gone. It does not try again by
+# itself, for a run whose making went unanswered would be made twice.
 _PATIENCE = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
@@ -39,6 +50,18 @@ _PATIENCE = {
 def tracking_uri(storage: Path, configured: str | None) -> str:
     """The server: that of the sweep file, else $MLFLOW_TRACKING_URI, else an SQLite file in the storage folder."""
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+
+
+def reach(uri: str) -> str | None:
+    """Why the server does not answer, or None."""
+    os.environ.update(_PATIENCE)
+    from mlflow.tracking import MlflowClient
+
+    try:
+        MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:  # noqa: BLE001  (whatever MLflow raises)
+        return without_passwords(f"{type(error).__name__}: {error}".splitlines()[0])
+    return None
 
 
 class Mirror:
@@ -53,6 +76,7 @@ class Mirror:
         self._runs: dict[str, str] = {}
         self._experiment: str | None = None
         self._ended: set[str] = set()
+        self._doubtful: set[str] = set()  # keys of runs whose making failed, as far as is known here
 
     def sync(self, *, live: bool) -> None:
         """Bring over everything that is new. `live`: the study is running, and so are its unfinished trials."""
@@ -61,6 +85,9 @@ class Mirror:
             if trial.trial not in self._ended:
                 self._sync_trial(trial, parent, live=live)
         self._set_status(parent, "RUNNING" if live else "FINISHED")
+        if not live:
+            for key in sorted(self._doubtful):
+                self._find(key)  # the server may have made it after all, late
 
     def conclude(self, folder: Path, note: str) -> None:
         """Attach the report to the study's run, and the answer as its description."""
@@ -107,8 +134,8 @@ class Mirror:
             self._client.log_batch(
                 run,
                 metrics=[
-                    Metric("cost/audio_hours", hours, at, last.step),
-                    Metric("cost/accelerator_seconds", seconds, at, last.step),
+                    Metric(_WHOLE_COSTS[0], hours, at, last.step),
+                    Metric(_WHOLE_COSTS[1], seconds, at, last.step),
                 ],
             )
 
@@ -121,19 +148,33 @@ class Mirror:
     def _run(self, key: str, tags: dict[str, str], trial: Trial | None) -> str:
         """The run with this key, found by its tag or made."""
         if key not in self._runs:
-            experiment = self._experiment_id()
-            found = self._client.search_runs([experiment], f"tags.`study.key` = '{key}'", max_results=1)
-            if found:
-                self._runs[key] = found[0].info.run_id
-            else:
-                started_at = trial.started_at if trial else self._ledger.study(self._study)["created_at"]
-                run = self._client.create_run(
-                    experiment, start_time=round(started_at * 1000), tags={"study.key": key, **tags}
-                )
-                self._runs[key] = run.info.run_id
+            run = self._find(key) or self._create_run(key, tags, trial)
             if trial:
-                self._log_params(self._runs[key], trial)
+                self._log_params(run, trial)
+            self._runs[key] = run
         return self._runs[key]
+
+    def _find(self, key: str) -> str | None:
+        """The run with this key. Of several, which there are when answers of the server were lost, one stays."""
+        found = self._client.search_runs([self._experiment_id()], f"tags.`study.key` = '{key}'")
+        runs = sorted(run.info.run_id for run in found)
+        kept = self._runs.get(key, runs[0] if runs else None)
+        if len(runs) > 1 and key not in self._runs:
+            self._ledger.forget_mirrored(self._server, self._study, key)  # another one may have the points
+        for run in runs:
+            if run != kept:
+                self._client.delete_run(run)
+        return kept
+
+    def _create_run(self, key: str, tags: dict[str, str], trial: Trial | None) -> str:
+        started_at = trial.started_at if trial else self._ledger.study(self._study)["created_at"]
+        experiment, start = self._experiment_id(), round(started_at * 1000)
+        try:
+            run = self._client.create_run(experiment, start_time=start, tags={"study.key": key, **tags})
+        except Exception:
+            self._doubtful.add(key)
+            raise
+        return str(run.info.run_id)
 
     def _log_params(self, run: str, trial: Trial) -> None:
         from mlflow.entities import Param
@@ -154,6 +195,43 @@ class Mirror:
         # MLflow's own mark of an experiment that trains models, as opposed to one of language-model traces.
         tags = {"mlflow.experimentKind": "custom_model_development"}
         return str(self._client.create_experiment(self._study, artifacts, tags))
+
+
+def mirror_problems(ledger: Ledger, study: str, uri: str) -> Iterator[str]:
+    """In what MLflow differs from the ledger, for a study that has ended and been mirrored."""
+    from mlflow.tracking import MlflowClient
+
+    client, trials = MlflowClient(uri), ledger.trials(study)
+    experiment = client.get_experiment_by_name(study)
+    found = client.search_runs([experiment.experiment_id], max_results=50_000) if experiment else []
+    statuses = {"study": "FINISHED", **{trial.trial: _ENDINGS.get(trial.status, "KILLED") for trial in trials}}
+    keys = [run.data.tags.get("study.key", "a run without key") for run in found]
+    for key in sorted({*statuses, *keys}):
+        if keys.count(key) != (key in statuses):
+            yield f"MLflow has {keys.count(key)} runs of {key}"
+    for run, key in zip(found, keys, strict=True):
+        if run.info.status != statuses.get(key):
+            yield f"MLflow has {key} as {run.info.status}, and it is {statuses.get(key)}"
+        if key in statuses and key != "study":
+            yield from _curve_problems(client, run, Counter(_logged(p) for p in ledger.curve(study, key)), key)
+
+
+def _curve_problems(
+    client: MlflowClient, run: Any, expected: Counter[tuple[str, int, float]], key: str
+) -> Iterator[str]:
+    logged = Counter(
+        (name, point.step, point.value)
+        for name in run.data.metrics
+        if name not in _WHOLE_COSTS
+        for point in client.get_metric_history(run.info.run_id, name)
+    )
+    lacking, surplus = expected - logged, logged - expected
+    if lacking or surplus:
+        yield f"MLflow lacks {lacking.total()} values of {key}, and has {surplus.total()} that it should not have"
+
+
+def _logged(point: CurvePoint) -> tuple[str, int, float]:
+    return _metric(point), point.step, point.value
 
 
 def _tags(trial: Trial, parent: str) -> dict[str, str]:
@@ -185,35 +263,47 @@ class MirrorProcess:
     """The mirror of one study beside the process that runs it."""
 
     def __init__(self, ledger_url: str, study: str, storage: Path, uri: str) -> None:
-        # On the standard input, not as arguments: a URL may hold a password, and arguments are for all to see.
-        order = {"ledger": ledger_url, "study": study, "storage": str(storage), "uri": uri}
-        log = (storage / "ray").joinpath("mirror.log")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        self.log = log
+        self._order = {"ledger": ledger_url, "study": study, "storage": str(storage), "uri": uri}
+        self.log = storage / "ray" / "mirror.log"
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        self._start()
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "study.tracking"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=log.open("ab"),
+            stderr=self.log.open("ab"),
             env={**os.environ, **_PATIENCE},
             start_new_session=True,
         )
-        self._tell(order)
+        # On the standard input, not as arguments: a URL may hold a password, and arguments are for all to see.
+        self._tell(self._order)
 
     @property
     def pid(self) -> int:
         return self._process.pid
 
     def finish(self, report: Path | None, note: str, timeout_seconds: float = 60.0) -> bool:
-        """Let it bring over the rest, and the report. False when it could not: the next run of the study catches up."""
-        try:
-            self._tell({"report": str(report), "note": note} if report else {})
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            return self._process.wait(timeout_seconds) == 0
-        except (BrokenPipeError, subprocess.TimeoutExpired):
-            self._process.kill()
-            return False
+        """Let it bring over the rest, and the report. False when it could not: the next run of the study catches up.
+
+        A mirror that was killed is started again.
+        """
+        for _ in range(MAX_STARTS):
+            if self._process.poll() is not None:
+                self._start()
+            try:
+                self._tell({"report": str(report), "note": note} if report else {})
+                assert self._process.stdin is not None
+                self._process.stdin.close()
+                code = self._process.wait(timeout_seconds)
+            except (BrokenPipeError, subprocess.TimeoutExpired):
+                self._process.kill()
+                self._process.wait()
+                return False
+            if code >= 0:
+                return code == 0
+        return False
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -221,35 +311,63 @@ class MirrorProcess:
         self._process.stdin.flush()
 
 
+@dataclass
+class _Ending:
+    """What the study's process says last: where the report is, and the answer. Nothing when it died."""
+
+    came: threading.Event = field(default_factory=threading.Event)
+    words: dict[str, str] = field(default_factory=dict)
+
+    def listen(self) -> None:
+        lines = sys.stdin.readlines()
+        self.words = json.loads(lines[-1]) if lines else {}
+        self.came.set()
+
+
 def main() -> int:
     """Mirror until the standard input ends (the study's process has finished, or died), then once more, and exit."""
     order = json.loads(sys.stdin.readline())
-    ledger, storage = Ledger(order["ledger"]), Path(order["storage"])
-    ended = threading.Event()
-    last_words: list[str] = []
-
-    def listen() -> None:
-        last_words.extend(sys.stdin.readlines())
-        ended.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    mirror: Mirror | None = None
+    ending = _Ending()
+    threading.Thread(target=ending.listen, daemon=True).start()
+    lease = Lease(Path(order["storage"]) / "studies" / f"{order['study']}.mirror.lease")
     while True:
-        final = ended.is_set()
+        with lease.hold() as held:
+            if held:
+                return _mirror(order, ending, held)
+        lease.held_by_another()  # by the mirror of an earlier run, which is about to end, unless it is dead
+        time.sleep(1.0)
+
+
+def _mirror(order: dict[str, str], ending: _Ending, lease: Lease) -> int:
+    """Returns the exit code: whether MLflow has everything at the end."""
+    mirror: Mirror | None = None
+    pause, give_up_at = RETRY_SECONDS, math.inf
+    while True:
+        final = ending.came.is_set()
+        if final:
+            give_up_at = min(give_up_at, time.monotonic() + ENDING_SECONDS)
         try:
-            mirror = mirror or Mirror(ledger, order["study"], storage, order["uri"])
+            lease.check()
+            mirror = mirror or Mirror(Ledger(order["ledger"]), order["study"], Path(order["storage"]), order["uri"])
             mirror.sync(live=not final)
             if final:
-                ending: dict[str, str] = json.loads(last_words[-1]) if last_words else {}
-                if "report" in ending:
-                    mirror.conclude(Path(ending["report"]), ending["note"])
+                if "report" in ending.words:
+                    mirror.conclude(Path(ending.words["report"]), ending.words["note"])
                 return 0
+            pause = RETRY_SECONDS
+            ending.came.wait(SYNC_SECONDS)
+        except LeaseLostError:
+            return 1
         except Exception as error:  # noqa: BLE001  (whatever MLflow raises: the next round tries again)
             reason = without_passwords(f"{type(error).__name__}: {error}")
             print(f"{time.strftime('%F %T')} {reason}", file=sys.stderr, flush=True)
-            if final:
+            if time.monotonic() > give_up_at:
                 return 1
-        ended.wait(SYNC_SECONDS)
+            if final:
+                time.sleep(min(pause, 1.0))
+            else:
+                ending.came.wait(pause)
+            pause = min(2 * pause, MAX_RETRY_SECONDS)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,15 @@ def small_trial(corpus: Path, regime: dict[str, Any], **changes: Any) -> dict[st
 LONG = {"test_golden_regimes.py"}  # begun last, they would keep one of several workers busy for minutes
 
 # Their processes would starve those of another one beside it.
-START_RAY = {"test_end_to_end.py", "test_sharing.py", "test_worker_groups.py", "test_probe.py", "test_starts.py"}
+START_RAY = {
+    "test_end_to_end.py",
+    "test_sharing.py",
+    "test_worker_groups.py",
+    "test_probe.py",
+    "test_starts.py",
+    "test_chaos.py",
+    "test_doctor.py",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

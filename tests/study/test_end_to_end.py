@@ -57,7 +57,7 @@ def two_arms(corpus: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def start(sweep: Path, *words: str) -> subprocess.Popen[str]:
+def start(sweep: Path | str, *words: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     return subprocess.Popen(
         [sys.executable, "-m", "study.run", str(sweep), *words],
@@ -68,7 +68,7 @@ def start(sweep: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def run(sweep: Path, *words: str) -> tuple[int, str]:
+def run(sweep: Path | str, *words: str) -> tuple[int, str]:
     process = start(sweep, *words)
     output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     return process.returncode, output

@@ -90,14 +90,19 @@ def results(storage: Path) -> dict[str, StageResult]:
 
 
 def test_two_studies_at_once_train_every_stage_of_a_storage_once(corpus: Path, tmp_path: Path) -> None:
-    """Each has three of the five learning rates, one of them in common, and they begin at opposite ends.
+    """Each has two of three learning rates, one of them in common, and they begin at opposite ends.
 
     A second training of a stage would have reported at other times than the first.
     """
-    storage, rates = tmp_path / "results", GRID["regime.finetune.learning_rate"]
+    storage, rates = tmp_path / "results", GRID["regime.finetune.learning_rate"][:3]
     processes = []
-    for name, mine in {"one": rates[:3], "other": rates[:1:-1]}.items():
-        choices = {**GRID, "regime.finetune.learning_rate": mine, "regime.finetune.seed": SEEDS}
+    for name, mine in {"one": rates[:2], "other": rates[:0:-1]}.items():
+        choices = {
+            **GRID,
+            "corpus.labelled_minutes": GRID["corpus.labelled_minutes"][:2],
+            "regime.finetune.learning_rate": mine,
+            "regime.finetune.seed": SEEDS[:2],
+        }
         arm = {"trial": small_trial(corpus, regime()), "space": grid(choices)}
         processes.append(start(write(tmp_path / f"{name}.yaml", {"arm": arm}, study=name)))
     with ThreadPoolExecutor() as threads:
@@ -106,11 +111,11 @@ def test_two_studies_at_once_train_every_stage_of_a_storage_once(corpus: Path, t
 
     found = results(storage)
     folders = {kind: len(list((storage / "stages" / kind).iterdir())) for kind in ("pretrain", "finetune")}
-    assert folders == {"pretrain": 4, "finetune": 180}, "and nothing else, neither lease nor checkpoint"
+    assert folders == {"pretrain": 4, "finetune": 4 * 2 * 3 * 2}, "and nothing else, neither lease nor checkpoint"
     ledger = Ledger.in_folder(storage)
     for study in ("one", "other"):
         trials = ledger.trials(study)
-        assert [trial.status for trial in trials] == ["finished"] * 108
+        assert [trial.status for trial in trials] == ["finished"] * (4 * 2 * 2 * 2)
         for trial in trials:
             stages = [row["stage"] for row in ledger.trial_stages(study, trial.trial)]
             trained = {report.reported_at for stage in stages for report in found[stage].reports}

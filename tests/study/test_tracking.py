@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from study.ledger import Ledger
-from study.tracking import BATCH, Mirror, MirrorProcess, tracking_uri
+from study.tracking import BATCH, Mirror, MirrorProcess, mirror_problems, tracking_uri
 from tests.conftest import pretrain_finetune, small_trial
 from trainables.stage import Report
 from trainables.trial import TrialConfig, stages_of
@@ -286,6 +286,16 @@ def test_when_the_study_is_killed_the_mirror_says_so_and_ends(
     check_content(server.uri, study)
     statuses = {key: run.info.status for key, run in runs(server.uri, study).items()}
     assert statuses == {"study": "FINISHED", "arm-000": "FINISHED", "arm-001": "KILLED"}
+
+
+def test_a_mirror_that_is_killed_is_started_again_at_the_end(
+    server: Server, ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    study = study_of(request)
+    process = MirrorProcess(ledger.url, study, tmp_path, server.uri)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.finish(None, ""), process.log.read_text()
+    assert list(mirror_problems(ledger, study, server.uri)) == []
 
 
 def test_a_server_that_is_killed_in_between_has_everything_after_the_next_run(
