@@ -28,6 +28,7 @@ from study.audit import audit, differences
 from study.execution import LEARNING
 from study.ledger import Ledger
 from study.spec import StudySpec, read_spec
+from study.terminal import make_console
 from trainables.settings_file import SettingsError
 
 ACTORS = {  # class of an actor of Ray -> what it is here
@@ -68,7 +69,7 @@ class Record:
 def run_chaos(options: argparse.Namespace) -> int:
     """The command. Its exit code is 3 when something is not as it should be."""
     spec = read_spec(options.sweep, options.overrides)
-    console = Console(markup=False, highlight=False)
+    console = make_console()
     chaos = _Chaos(spec, options, console)
     with connect():
         chaos.run()

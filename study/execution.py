@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
@@ -105,6 +106,7 @@ def group_size(resources: ResourcesSpec, kind: StageKind) -> GroupSize:
 def tune(conductor: Conductor, trainable: Any, storage: Path) -> None:
     """Run the conductor's trials with Ray Tune, each in a light process that holds no CPU."""
     os.environ.update(TUNE_SETTINGS)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the person is told of trials that fail, without traces
     processes = _Processes()
     conductor.may_take_process = processes.may_take
     ray.tune.Tuner(

@@ -16,7 +16,7 @@ import pytest
 
 from study import garbage
 from study.garbage import Item, fit, over_quota, remove, survey
-from study.ledger import Ledger, Status
+from study.ledger import Ledger, LedgerError, Status
 from study.spec import StudySpec
 from study.trained import decoded_folder, trained_folder
 from tests.conftest import small_trial
@@ -445,7 +445,7 @@ class TestCommand:
         assert self.folders(storage) == 4
 
     def test_refuses_a_folder_without_a_ledger(self, tmp_path: Path) -> None:
-        with pytest.raises(SettingsError, match="no such file; --storage is the folder of studies that have run"):
+        with pytest.raises(LedgerError, match="no such file; --storage is the folder of studies that have run"):
             self.gc("--storage", tmp_path / "empty")
 
     @pytest.mark.parametrize(
