@@ -8,11 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from study.convergence import Axis, spent_until
-from study.ledger import Ledger, Trial
+from study.convergence import Axis, area_under_curve, common_budget, duration, fit_rate
+from study.ledger import CurvePoint, Ledger, Trial
 from study.pareto import front_probability, hypervolume_over_time, non_dominated, reference_point
+from study.scaling_result import ScalingResult, scaling_as_dict, scaling_result
 from study.spec import StudySpec
-from study.statistics import Mean, Ratio, mean_of, ratio_of_means
+from study.statistics import Mean, Ratio, holm, mean_of
+from study.survival import Duration, common_horizon, log_rank, ratio_of_durations, restricted_mean
 
 AXES: dict[Axis, str] = {
     "step": "updates",
@@ -30,31 +32,86 @@ RATES = tuple(
 Rate = TypeVar("Rate")
 WITH_LM = "_lm"  # ending of a rate that was decoded with a language model
 ALWAYS_SHOWN = frozenset(f"{split}_{rate}" for split in ("dev", "test") for rate in ("cer", "wer"))
+SIGNIFICANT = 0.05  # p-values from here down
 
 
 @dataclass(frozen=True)
 class ArmResult:
-    """The trials that stand for an arm, and what each of them spent until the target; None: never reached."""
+    """The trials that stand for an arm, and what each of them spent until the targets."""
 
     arm: str
     trials: list[Trial]
     fresh_seeds: bool  # replications; otherwise the one best trial of the search, which chance has flattered
     final: list[float]  # of the convergence metric
     rates: dict[str, Mean]  # of the metrics in RATES, over the trials
-    spent: dict[Axis, list[float | None]]
+    curves: list[list[CurvePoint]]  # of the convergence metric
+    target: float
+
+    @property
+    def spent(self) -> dict[Axis, list[float | None]]:
+        """Until the target; None: not reached."""
+        return {axis: [d.value if d.reached else None for d in self.durations(self.target, axis)] for axis in AXES}
 
     @property
     def reached(self) -> int:
-        return sum(cost is not None for cost in self.spent["step"])
+        """How many seeds reached the target."""
+        return sum(d.reached for d in self.durations(self.target, "step"))
+
+    @property
+    def complete(self) -> bool:
+        """Whether every seed reached the target."""
+        return self.reached == len(self.trials)
+
+    def durations(self, target: float, axis: Axis) -> list[Duration]:
+        """Until any target, of each trial that has evaluated the metric."""
+        return [found for curve in self.curves if (found := duration(curve, target, axis))]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `arm` spends until the target relative to `baseline`, on each axis where that can be estimated."""
+    """What `arm` spends until the target relative to `baseline`, on each axis where that can be estimated.
+
+    The ratios are of geometric means, or, where not all seeds reached the target, of restricted means up to the
+    horizon of both. The p-values are those of the ratios, by Holm's method over the comparisons of the study.
+    """
 
     arm: ArmResult
     baseline: ArmResult
     ratios: dict[Axis, Ratio | None]
+    p_values: dict[Axis, float | None]
+
+    @property
+    def significant(self) -> bool:
+        """Whether the accelerator time differs."""
+        p_value = self.p_values["accelerator_seconds"]
+        return p_value is not None and p_value <= SIGNIFICANT
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What an arm spends until one target, alone and relative to its baseline."""
+
+    arm: str
+    target: float
+    axis: Axis
+    seeds: int
+    reached: int
+    horizon: float  # that of the arm and its baseline; of the arm alone where it has none
+    mean: Mean  # restricted, up to the horizon
+    baseline: str | None
+    ratio: Ratio | None  # as in Comparison
+    log_rank: float | None  # p-value, by Holm's method over the arms that are compared at this target
+
+
+@dataclass(frozen=True)
+class CurveResult:
+    """The whole curves of an arm, over its seeds."""
+
+    arm: str
+    until: int  # update up to which all arms are compared
+    mean_linear: Mean  # of the metric, every update alike
+    mean_log: Mean  # every doubling of the updates alike
+    tau: Mean | None  # updates of the exponential that fits; None: it cannot be identified for every seed
 
 
 @dataclass(frozen=True)
@@ -102,9 +159,12 @@ class Front:
 class Answer:
     arms: list[ArmResult]
     comparisons: list[Comparison]
+    targets: list[TargetResult]
+    whole_curves: list[CurveResult]
     sentences: list[str]
     cells: list[Cell]
     front: Front | None  # None: the study has one objective
+    scaling: ScalingResult | None = None  # None: the study asks for no scaling law
 
 
 def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
@@ -114,8 +174,7 @@ def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
         replications = _best_configuration(spec, ledger, replications)
     searched = ledger.ranked((t for t in finished if t.origin == "search"), spec.search.metric)
     trials = replications or searched[:1]
-    metric, target = spec.convergence.metric, spec.convergence.target
-    curves = [ledger.curve(spec.study, t.trial, metric) for t in trials]
+    metric = spec.convergence.metric
     finals = [ledger.final(t.study, t.trial) for t in trials]
     return ArmResult(
         arm=arm,
@@ -123,7 +182,8 @@ def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
         fresh_seeds=bool(replications),
         final=[final[metric] for final in finals],
         rates=_rates(finals),
-        spent={axis: [spent_until(curve, target, axis) for curve in curves] for axis in AXES},
+        curves=[ledger.curve(spec.study, t.trial, metric) for t in trials],
+        target=spec.convergence.target,
     )
 
 
@@ -209,25 +269,117 @@ def _best_configuration(spec: StudySpec, ledger: Ledger, replications: list[Tria
 
 
 def answer(spec: StudySpec, ledger: Ledger) -> Answer:
-    """The comparison of every arm with the first one, in numbers and in sentences."""
+    """The comparison of every arm with its baseline, in numbers and in sentences."""
     arms = [arm_result(spec, ledger, arm) for arm in spec.arms]
     of = {arm.arm: arm for arm in arms}
-    comparisons = [_compare(of[arm], of[baseline]) for arm, baseline in spec.comparisons()]
-    sentences = [_sentence(spec, comparison) for comparison in comparisons] or [_single(spec, arms[0])]
+    pairs = [(of[arm], of[baseline]) for arm, baseline in spec.comparisons()]
+    comparisons = _compare(pairs)
+    sentences = [_sentence(spec, comparison, len(pairs)) for comparison in comparisons] or [_single(spec, arms[0])]
     found = cells(spec, ledger)
     leading = front(spec, ledger, found)
     if leading and leading.candidates:
         sentences.append(_front_sentence(leading))
-    return Answer(arms, comparisons, sentences, found, leading)
+    scaling = scaling_result(spec, ledger)
+    if scaling:
+        sentences += scaling.sentences(metric_name(scaling.metric))
+    curves = _whole_curves(arms)
+    return Answer(arms, comparisons, _targets(spec, arms, pairs), curves, sentences, found, leading, scaling)
 
 
-def _compare(arm: ArmResult, baseline: ArmResult) -> Comparison:
-    ratios: dict[Axis, Ratio | None] = {}
-    for axis in AXES:
-        ours, theirs = arm.spent[axis], baseline.spent[axis]
-        complete = None not in ours and None not in theirs
-        ratios[axis] = ratio_of_means([c for c in ours if c], [c for c in theirs if c]) if complete else None
-    return Comparison(arm, baseline, ratios)
+def _compare(pairs: Sequence[tuple[ArmResult, ArmResult]]) -> list[Comparison]:
+    ratios: dict[Axis, list[Ratio | None]] = {
+        axis: [_ratio(arm, baseline, arm.target, axis) for arm, baseline in pairs] for axis in AXES
+    }
+    p_values = {axis: _holm([ratio.p_value if ratio else None for ratio in found]) for axis, found in ratios.items()}
+    return [
+        Comparison(
+            arm=arm,
+            baseline=baseline,
+            ratios={axis: ratios[axis][place] for axis in AXES},
+            p_values={axis: p_values[axis][place] for axis in AXES},
+        )
+        for place, (arm, baseline) in enumerate(pairs)
+    ]
+
+
+def _ratio(arm: ArmResult, baseline: ArmResult, target: float, axis: Axis) -> Ratio | None:
+    return ratio_of_durations(arm.durations(target, axis), baseline.durations(target, axis))
+
+
+def _holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's method over the p-values that are there."""
+    corrected = iter(holm([p for p in p_values if p is not None]))
+    return [None if p is None else next(corrected) for p in p_values]
+
+
+def targets_of(spec: StudySpec, arms: Sequence[ArmResult]) -> list[float]:
+    """The targets of the study, the one of the answer first; relative ones by what the arms came down to."""
+    finals = [final for arm in arms for final in arm.final]
+    relative = [round(factor * min(finals), 6) for factor in spec.convergence.relative_targets] if finals else []
+    return list(dict.fromkeys([spec.convergence.target, *spec.convergence.further_targets, *relative]))
+
+
+def _targets(
+    spec: StudySpec, arms: Sequence[ArmResult], pairs: Sequence[tuple[ArmResult, ArmResult]]
+) -> list[TargetResult]:
+    """A row for each target, axis and arm that has finished trials."""
+    baselines = {arm.arm: baseline for arm, baseline in pairs if baseline.trials}
+    return [
+        row
+        for target in targets_of(spec, arms)
+        for axis in AXES
+        for row in _at_target([arm for arm in arms if arm.trials], baselines, target, axis)
+    ]
+
+
+def _at_target(
+    arms: Sequence[ArmResult], baselines: Mapping[str, ArmResult], target: float, axis: Axis
+) -> list[TargetResult]:
+    tests = [
+        log_rank(arm.durations(target, axis), baselines[arm.arm].durations(target, axis))
+        if arm.arm in baselines
+        else None
+        for arm in arms
+    ]
+    return [
+        _target_result(arm, baselines.get(arm.arm), target, axis, p_value)
+        for arm, p_value in zip(arms, _holm(tests), strict=True)
+    ]
+
+
+def _target_result(
+    arm: ArmResult, baseline: ArmResult | None, target: float, axis: Axis, p_value: float | None
+) -> TargetResult:
+    ours = arm.durations(target, axis)
+    horizon = common_horizon(ours, baseline.durations(target, axis) if baseline else ours)
+    return TargetResult(
+        arm=arm.arm,
+        target=target,
+        axis=axis,
+        seeds=len(ours),
+        reached=sum(d.reached for d in ours),
+        horizon=horizon,
+        mean=restricted_mean(ours, horizon),
+        baseline=baseline.arm if baseline else None,
+        ratio=_ratio(arm, baseline, target, axis) if baseline else None,
+        log_rank=p_value,
+    )
+
+
+def _whole_curves(arms: Sequence[ArmResult]) -> list[CurveResult]:
+    """Over the updates that all trials have; empty where they have none in common."""
+    budget = common_budget([curve for arm in arms for curve in arm.curves], "step")
+    if budget is None or budget[0] <= 0:
+        return []
+    results = []
+    for arm in arms:
+        if arm.curves:
+            linear = [area_under_curve(curve, "step", "linear", *budget) for curve in arm.curves]
+            log = [area_under_curve(curve, "step", "log", *budget) for curve in arm.curves]
+            rates = [rate.estimate for curve in arm.curves if (rate := fit_rate(curve))]
+            tau = mean_of(rates) if len(rates) == len(arm.curves) else None
+            results.append(CurveResult(arm.arm, round(budget[1]), mean_of(linear), mean_of(log), tau))
+    return results
 
 
 def _goal(spec: StudySpec) -> str:
@@ -243,29 +395,49 @@ def _single(spec: StudySpec, arm: ArmResult) -> str:
     )
 
 
-def _sentence(spec: StudySpec, comparison: Comparison) -> str:
+def _sentence(spec: StudySpec, comparison: Comparison, comparisons: int) -> str:
     arm, baseline, ratio = comparison.arm, comparison.baseline, comparison.ratios["accelerator_seconds"]
     for side in (baseline, arm):
         if not side.trials:
             return f"No answer: no trial of {side.arm} has finished."
-    for side in (baseline, arm):
-        if side.reached < len(side.trials):
-            return f"No ratio can be given: {_single(spec, baseline)} {_single(spec, arm)}"
+    both = f"{_single(spec, baseline)} {_single(spec, arm)}"
+    if min(len(arm.trials), len(baseline.trials)) < 2:
+        return f"No interval can be given: it needs two fresh seeds of each arm. {both}"
     if ratio is None:
-        return (
-            f"No interval can be given: it needs two fresh seeds of each arm. {_single(spec, baseline)} "
-            f"{_single(spec, arm)}"
-        )
+        return f"No ratio can be given: {both}"
     verdict = (
         f"{arm.arm} converges {'faster' if ratio.estimate < 1 else 'slower'} than {baseline.arm}"
-        if ratio.significant
+        if comparison.significant
         else f"No significant difference between {arm.arm} and {baseline.arm}"
     )
+    p_value = comparison.p_values["accelerator_seconds"]
+    corrected = f", p = {p_value:.2g} by Holm's method over {comparisons} comparisons" if comparisons > 1 else ""
     return (
         f"{verdict}: to a {_goal(spec)}, pre-training included, {arm.arm} needs {ratio.estimate:.2f}x the accelerator "
         f"time of {baseline.arm} (95 % interval {ratio.low:.2f}-{ratio.high:.2f}, {len(arm.trials)} and "
-        f"{len(baseline.trials)} seeds)."
+        f"{len(baseline.trials)} seeds{corrected}).{_restriction(arm, baseline)}"
     )
+
+
+def _restriction(arm: ArmResult, baseline: ArmResult) -> str:
+    """What the ratio is of, where not all seeds reached the target."""
+    if arm.complete and baseline.complete:
+        return ""
+    axis: Axis = "accelerator_seconds"
+    horizon = common_horizon(arm.durations(arm.target, axis), baseline.durations(arm.target, axis))
+    return (
+        f" Not all seeds reached it ({arm.reached} of {len(arm.trials)} and {baseline.reached} of "
+        f"{len(baseline.trials)}): this is the ratio of restricted means, of what is spent of the first "
+        f"{time_text(horizon)} until the target."
+    )
+
+
+def time_text(seconds: float) -> str:
+    """In the unit that a person would use: `45 s`, `12.3 min`, `5.2 h`."""
+    for unit, length in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def _front_sentence(found: Front) -> str:
@@ -309,10 +481,14 @@ def answer_as_dict(found: Answer) -> dict[str, Any]:
                 "arm": c.arm.arm,
                 "baseline": c.baseline.arm,
                 **{axis: asdict(ratio) if ratio else None for axis, ratio in c.ratios.items()},
+                "p_values": c.p_values,
             }
             for c in found.comparisons
         ],
+        "targets": [asdict(row) for row in found.targets],
+        "whole_curves": [asdict(row) for row in found.whole_curves],
         "front": _front_as_dict(found.front) if found.front else None,
+        "scaling": scaling_as_dict(found.scaling) if found.scaling else None,
     }
 
 

@@ -21,7 +21,7 @@ from cluster.connect import HEAD_SLIVER
 from cluster.nodes import GroupSize, autoscales, groups_that_fit, possible_nodes, present_nodes, refuse_infeasible
 from search_spaces.space import sampled
 from study.garbage import fit
-from study.ledger import Ledger
+from study.ledger import Ledger, LedgerError
 from study.relay import run_trial
 from study.search import Proposal, Search
 from study.spec import (
@@ -104,12 +104,15 @@ def group_size(resources: ResourcesSpec, kind: StageKind) -> GroupSize:
 
 
 def tune(conductor: Conductor, trainable: Any, storage: Path) -> None:
-    """Run the conductor's trials with Ray Tune, each in a light process that holds no CPU."""
+    """Run the conductor's trials with Ray Tune, each in a light process that holds no CPU.
+
+    Raises LedgerError when the ledger cannot be written any more; what runs is then ended.
+    """
     os.environ.update(TUNE_SETTINGS)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # the person is told of trials that fail, without traces
     processes = _Processes()
     conductor.may_take_process = processes.may_take
-    ray.tune.Tuner(
+    tuner = ray.tune.Tuner(
         ray.tune.with_resources(trainable, ray.tune.PlacementGroupFactory([HEAD_SLIVER])),
         tune_config=ray.tune.TuneConfig(
             search_alg=_Proposals(conductor), scheduler=processes, num_samples=-1, reuse_actors=True
@@ -121,7 +124,22 @@ def tune(conductor: Conductor, trainable: Any, storage: Path) -> None:
             stop=_Budget(conductor),
             verbose=0,
         ),
-    ).fit()
+    )
+    try:
+        tuner.fit()
+    except Exception as error:
+        if ledger_error := _ledger_error(error):
+            raise ledger_error from None
+        raise
+
+
+def _ledger_error(error: BaseException | None) -> LedgerError | None:
+    """That of a callback, which Tune wraps in its own."""
+    while error:
+        if isinstance(error, LedgerError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 class Conductor:

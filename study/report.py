@@ -25,7 +25,9 @@ from search_spaces.space import AnyDistribution, Categorical, Grid, IntUniform, 
 from study.answer import (
     AXES,
     Answer,
+    ArmResult,
     Front,
+    TargetResult,
     answer,
     by_decoding,
     metric_name,
@@ -36,9 +38,14 @@ from study.answer import (
     shown_rates,
 )
 from study.convergence import Axis
+from study.differences import HEAD, NOTE, ArmDifference, difference_cells, differences, missing_trials
 from study.ledger import CurvePoint, Ledger, Trial
 from study.pareto import non_dominated
+from study.scaling_report import CAPTION, scaling_figure, scaling_table
+from study.scaling_result import ScalingResult
 from study.spec import StudySpec, without_passwords
+from study.statistics import Mean, Ratio
+from study.survival import kaplan_meier
 from study.terminal import duration, percent, point_text
 
 COLOURS = ("#0b6fa4", "#d1495b", "#3c896d", "#8d6a9f", "#e08e45", "#555555")
@@ -55,14 +62,19 @@ Importance = Mapping[str, Mapping[str, float]]  # arm -> searched path -> share 
 def write_report(spec: StudySpec, ledger: Ledger, importance: Importance | None = None) -> Path:
     """Write `report.html`, and each of its figures as SVG and PNG; returns the HTML file.
 
-    The figures are `convergence`, with several objectives `pareto`, and where arms were searched `slices`.
+    The figures are `convergence`, where an arm has several seeds `survival`, with several objectives `pareto`, and
+    where arms were searched `slices`.
     """
     folder = report_folder(spec.storage, spec.study)
     folder.mkdir(parents=True, exist_ok=True)
     found = answer(spec, ledger)
     figures = {"convergence": convergence_figure(spec, ledger, found)}
+    if any(len(arm.trials) > 1 for arm in found.arms):
+        figures["survival"] = survival_figure(spec, found)
     if found.front and found.front.candidates:
         figures["pareto"] = pareto_figure(spec, found.front)
+    if found.scaling and any(arm.measurements for arm in found.scaling.arms):
+        figures["scaling"] = scaling_figure(found.scaling, dict(zip(spec.arms, itertools.cycle(COLOURS), strict=False)))
     if searched := _searched(spec, ledger):
         figures["slices"] = slices_figure(spec, searched)
     drawn = {name: _save(figure, folder / name) for name, figure in figures.items()}
@@ -142,6 +154,42 @@ def _band(panel: Axes, curves: Sequence[tuple[np.ndarray, np.ndarray]], colour: 
     panel.plot(x, values.mean(0), color=colour, linestyle=style, linewidth=2, label=label)
     if len(curves) > 1:
         panel.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.2, linewidth=0)
+
+
+def survival_figure(spec: StudySpec, found: Answer) -> Figure:
+    """The share of seeds that have not reached the target, against updates and against accelerator time."""
+    axes: tuple[Axis, Axis] = ("step", "accelerator_seconds")
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for panel, axis in zip(panels, axes, strict=True):
+        for (colour, style), arm in zip(_distinct_lines(), found.arms, strict=False):
+            if arm.trials:
+                _survival_line(panel, arm, axis, colour, style)
+        panel.set_xlabel(UNITS[axis][0])
+        panel.set_xlim(left=0)
+        panel.set_ylim(-3, 103)
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    goal = f"{metric_name(spec.convergence.metric)} of {spec.convergence.target:.0%}"
+    panels[0].set_ylabel(f"seeds above a {goal}, %")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _survival_line(panel: Axes, arm: ArmResult, axis: Axis, colour: str, style: str) -> None:
+    """Kaplan and Meier's estimate as steps, with a tick where the curve of a seed ended above the target."""
+    unit = UNITS[axis][1]
+    durations = arm.durations(arm.target, axis)
+    curve = kaplan_meier(durations)
+    times, shares = np.array([0.0, *curve.times]) / unit, 100 * np.array([1.0, *curve.survival])
+    ended = np.isin([0.0, *curve.times], [d.value for d in durations if not d.reached])
+    label = f"{arm.arm} ({arm.reached} of {len(arm.trials)} reached it)"
+    panel.step(times, shares, where="post", color=colour, linestyle=style, linewidth=2, label=label)
+    panel.plot(times[ended], shares[ended], linestyle="", marker="|", markersize=14, markeredgewidth=2, color=colour)
+
+
+def _distinct_lines() -> Iterator[tuple[str, str]]:
+    """Colour and style of each arm's line; neighbours differ in both, so that they can be told apart in grey, too."""
+    return zip(itertools.cycle(COLOURS), itertools.cycle(("-", "--", ":", "-.")), strict=False)
 
 
 def pareto_figure(spec: StudySpec, front: Front) -> Figure:
@@ -270,9 +318,13 @@ def _page(spec: StudySpec, ledger: Ledger, found: Answer, importance: Importance
         _figure(figures["convergence"], _caption(found)),
         "<h2>Results of each arm</h2>",
         _rate_table(found),
+        *_difference_sections(differences(spec, ledger, found)),
         f"<h2>Cost until a {_text(metric_name(spec.convergence.metric))} of {spec.convergence.target:.0%}</h2>",
         _convergence_table(found),
         _comparison_table(found),
+        *_survival_sections(found, figures),
+        *_whole_curve_sections(spec, found),
+        *_scaling_sections(found.scaling, figures),
         *_front_sections(found.front, figures),
         *_cell_sections(found),
         *_importance_sections(spec, importance, figures),
@@ -312,6 +364,16 @@ def _rate_table(found: Answer) -> str:
     return _table(["arm", "seeds", "decoding", *map(metric_name, shown)], rows) + note
 
 
+def _difference_sections(rows: Sequence[ArmDifference]) -> list[str]:
+    """Each arm against its baseline, utterance by utterance, where there are comparisons."""
+    if not rows:
+        return []
+    gone = missing_trials(rows)
+    missing = f"<p class=note>Without the hypotheses of {_text(', '.join(gone))}, which are gone or damaged.</p>"
+    table = _table(HEAD, [difference_cells(row) for row in rows])
+    return ["<h2>Differences</h2>", table, f"<p class=note>{_text(NOTE)}</p>", missing if gone else ""]
+
+
 def _cell_sections(found: Answer) -> list[str]:
     """The results of every configuration, where an arm has several of them."""
     if len(found.cells) <= len(found.arms):
@@ -348,6 +410,14 @@ def _front_sections(front: Front | None, figures: Mapping[str, str]) -> list[str
     return [title, _figure(figures["pareto"], _FRONT_CAPTION), _table(head, rows) + _FRONT_NOTE]
 
 
+def _scaling_sections(scaling: ScalingResult | None, figures: Mapping[str, str]) -> list[str]:
+    """The scaling laws of the arms, where the study asks for them."""
+    if not scaling:
+        return []
+    figure = [_figure(figures["scaling"], CAPTION)] if "scaling" in figures else []
+    return [f"<h2>Scaling with {_text(scaling.size_name)}</h2>", *figure, _table(*scaling_table(scaling))]
+
+
 def _importance_sections(spec: StudySpec, importance: Importance, figures: Mapping[str, str]) -> list[str]:
     """How the metric depends on the searched values, where arms were searched."""
     estimated = any(importance.values())
@@ -378,27 +448,106 @@ def _importance_table(importance: Importance) -> str:
     return f"<div class=wide><table>{head}{''.join(rows)}</table></div>"
 
 
-def _convergence_table(found: Answer) -> str:
+def _spent_text(axis: Axis, value: float) -> str:
     shown: dict[Axis, Callable[[float], str]] = {
         "step": lambda v: f"{v:.0f}",
         "audio_seconds": lambda v: f"{v / 3600:.2f} h",
         "accelerator_seconds": duration,
     }
+    return shown[axis](value)
+
+
+def _convergence_table(found: Answer) -> str:
     rows = []
     for arm in found.arms:
-        cells = [", ".join("not reached" if v is None else shown[a](v) for v in arm.spent[a]) for a in AXES]
+        spent = arm.spent
+        cells = [", ".join("not reached" if v is None else _spent_text(a, v) for v in spent[a]) for a in AXES]
         rows.append([arm.arm, ", ".join(str(t.seed) for t in arm.trials), *cells, ", ".join(map(percent, arm.final))])
     return _table(["arm", "seeds", *AXES.values(), "final value"], rows)
 
 
 def _comparison_table(found: Answer) -> str:
+    if not found.comparisons:
+        return ""
     rows = []
     for comparison in found.comparisons:
         for axis, name in AXES.items():
-            ratio = comparison.ratios[axis]
-            shown = f"{ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "cannot be estimated"
-            rows.append([f"{comparison.arm.arm} / {comparison.baseline.arm}", name, shown])
-    return _table(["ratio", "in", "estimate (95 % interval, Welch's t on logarithms)"], rows) if rows else ""
+            ratio, p_value = comparison.ratios[axis], comparison.p_values[axis]
+            compared = f"{comparison.arm.arm} / {comparison.baseline.arm}"
+            of = "geometric" if comparison.arm.complete and comparison.baseline.complete else "restricted"
+            rows.append([compared, name, _ratio_text(ratio), of if ratio else "", _p_text(p_value)])
+    head = ["ratio", "in", "estimate (95 % interval, Welch's t on logarithms)", "of means", "p (Holm)"]
+    return _table(head, rows) + _COMPARISON_NOTE
+
+
+def _survival_sections(found: Answer, figures: Mapping[str, str]) -> list[str]:
+    """When the seeds reached each target, where an arm has several of them."""
+    if "survival" not in figures:
+        return []
+    mean, ratio = "restricted mean (95 %)", "ratio (95 %)"
+    head = ["target", "arm", "reached", mean, "up to", "ratio to", ratio, "log-rank p"]
+    rows = [_target_row(result) for result in found.targets if result.axis == "accelerator_seconds"]
+    return [
+        "<h2>Seeds that have not reached the target</h2>",
+        _figure(figures["survival"], _SURVIVAL_CAPTION),
+        _table(head, rows) + _TARGET_NOTE,
+    ]
+
+
+def _target_row(result: TargetResult) -> list[str]:
+    return [
+        f"{result.target:.1%}",
+        result.arm,
+        f"{result.reached} of {result.seeds}",
+        _spent_mean_text(result.axis, result.mean),
+        _spent_text(result.axis, result.horizon),
+        result.baseline or "",
+        _ratio_text(result.ratio) if result.baseline else "",
+        _p_text(result.log_rank),
+    ]
+
+
+def _whole_curve_sections(spec: StudySpec, found: Answer) -> list[str]:
+    """The mean of the metric over the budget that all trials have, and how fast it comes down."""
+    if not found.whole_curves:
+        return []
+    metric = metric_name(spec.convergence.metric)
+    rows = [
+        [
+            curves.arm,
+            rate_text(curves.mean_linear),
+            rate_text(curves.mean_log),
+            _spent_mean_text("step", curves.tau) if curves.tau else "cannot be identified",
+        ]
+        for curves in found.whole_curves
+    ]
+    head = ["arm", f"mean {metric}, linear", f"mean {metric}, logarithmic", "decay time, updates"]
+    until = found.whole_curves[0].until
+    note = (
+        f"<p class=note>Area under the curve of the {_text(metric)} over the updates that all trials have, up to "
+        f"{until}, divided by its width: every update alike, and every doubling of the updates alike. Before its first "
+        "evaluation a trial is at its first value. Decay time: tau of y_inf + a exp(-t / tau), fitted to each "
+        "seed from its first evaluation on. Means over seeds, with the 95 % interval of Student's t.</p>"
+    )
+    return ["<h2>Whole curves</h2>", _table(head, rows) + note]
+
+
+def _spent_mean_text(axis: Axis, mean: Mean) -> str:
+    estimate = _spent_text(axis, mean.estimate)
+    if mean.low is None or mean.high is None:
+        return estimate
+    return f"{estimate} ({_spent_text(axis, max(0.0, mean.low))} to {_spent_text(axis, mean.high)})"
+
+
+def _ratio_text(ratio: Ratio | None) -> str:
+    return f"{ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f})" if ratio else "cannot be estimated"
+
+
+def _p_text(p_value: float | None) -> str:
+    """Two digits, and nothing below a thousandth."""
+    if p_value is None:
+        return ""
+    return "<0.001" if p_value < 0.001 else f"{p_value:.2g}"
 
 
 def _trial_table(spec: StudySpec, ledger: Ledger) -> str:
@@ -453,6 +602,21 @@ _FRONT_NOTE = (
     "<p class=note>Mean over all seeds, with the 95 % interval of Student's t where there are several. Probability: "
     "how often no other configuration dominates this one when the seeds are drawn again (bootstrap); the noise of a "
     "single seed is taken from the configurations with several, and is unknown where there are none.</p>"
+)
+_COMPARISON_NOTE = (
+    "<p class=note>Of geometric means where every seed of both arms reached the target; otherwise of restricted means: "
+    "of what is spent until the target, or until the end of what is known of both arms where it comes first. p: of a "
+    "ratio of 1, by Holm's method over the comparisons.</p>"
+)
+_SURVIVAL_CAPTION = (
+    "Share of the seeds of each arm that have not reached the target (Kaplan and Meier). Ticks: where the curve of a "
+    "seed ended above it."
+)
+_TARGET_NOTE = (
+    "<p class=note>Restricted mean: the accelerator time that a seed spends until the target, or until the stated end "
+    "of what is known of the arm and its baseline where it comes first, with the interval by Klein and Moeschberger's "
+    "error. Ratio: as above. Log-rank p: exact over all arrangements of few seeds (3 and 3 cannot go below 0.1), by "
+    "Holm's method over the arms that are compared at this target.</p>"
 )
 _SLICES_CAPTION = "Filled: finished trials of the search. Hollow: stopped early, with the last value that they had."
 

@@ -317,6 +317,7 @@ def _status_of(ledger: Any, study: str) -> dict[str, Any]:
 
 def _report(options: argparse.Namespace) -> int:
     from study.answer import answer, answer_as_dict
+    from study.differences import differences, differences_as_dicts
     from study.optuna_studies import importance
     from study.report import write_report
 
@@ -326,8 +327,10 @@ def _report(options: argparse.Namespace) -> int:
     shares = importance(spec, ledger)
     page = write_report(spec, ledger, shares)
     if options.json:
-        found = answer_as_dict(answer(spec, ledger))
-        print(json.dumps({"report": str(page), **found, "importance": shares}, indent=2))
+        found = answer(spec, ledger)
+        compared = differences_as_dicts(differences(spec, ledger, found))
+        whole = {"report": str(page), **answer_as_dict(found), "differences": compared, "importance": shares}
+        print(json.dumps(whole, indent=2))
     else:
         print(page)
     return DONE

@@ -139,7 +139,34 @@ class ConvergenceSpec(Config):
     """The answer: what each arm spends until the metric stays at or below the target."""
 
     metric: Metric = "dev_wer"
-    target: float = Field(gt=0, lt=1, description="As a fraction: 0.45 is 45 %.")
+    target: float = Field(gt=0, lt=1, description="As a fraction: 0.45 is 45 %. The answer is about this one.")
+    further_targets: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [], description="The report compares the arms at these, too: which one is faster can depend on the target."
+    )
+    relative_targets: list[Annotated[float, Field(ge=1)]] = Field(
+        [], description="The same, as multiples of the best final value of the trials that stand for the arms."
+    )
+
+    @model_validator(mode="after")
+    def _targets_differ(self) -> Self:
+        for targets in ([self.target, *self.further_targets], self.relative_targets):
+            if len(set(targets)) < len(targets):
+                raise ValueError(f"each target stands here once, got {targets}")
+        return self
+
+
+class ScalingSpec(Config):
+    """How the metric falls with size: a law for each arm, fitted to all finished trials of its search and replication.
+
+    Of trials with the same size and seed, the best one counts.
+    """
+
+    size: str = Field(
+        description="Dotted path of the trial, such as corpus.unlabelled_hours; `parameters`: of the recogniser."
+    )
+    metric: FinalMetric = "dev_wer"
+    arms: tuple[Name, ...] | Literal["all"] = "all"
+    predict_at: tuple[Annotated[float, Field(gt=0)], ...] = Field((), description="Sizes to predict the metric at.")
 
 
 class GroupSpec(Config):
@@ -239,6 +266,7 @@ class StudySpec(Config):
     search: SearchSpec
     replication: ReplicationSpec = ReplicationSpec()
     convergence: ConvergenceSpec
+    scaling: ScalingSpec | None = Field(None, description="None: no scaling law is fitted.")
     early_stopping: EarlyStoppingConfig | None = Field(None, description="None: every trial trains to its end.")
     stop: StopSpec = StopSpec()
     resources: ResourcesSpec = ResourcesSpec()
@@ -277,6 +305,20 @@ class StudySpec(Config):
                     f"{', '.join(self.arms)}"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _scaled_arms(self) -> Self:
+        for name in self.scaled_arms:
+            if name not in self.arms:
+                raise ValueError(f"scaling.arms names {name!r}; the arms are {', '.join(self.arms)}")
+        return self
+
+    @property
+    def scaled_arms(self) -> tuple[str, ...]:
+        """The arms that `scaling` is about."""
+        if self.scaling is None:
+            return ()
+        return tuple(self.arms) if self.scaling.arms == "all" else self.scaling.arms
 
     def trial_config(self, arm: str, point: Point | None = None, seed: int | None = None) -> TrialConfig:
         """The resolved configuration of an arm at a point of its space. Raises pydantic's ValidationError."""
@@ -388,7 +430,7 @@ def _arm_errors(file: SettingsFile, *, absent_is_fine: bool) -> Iterator[tuple[L
             yield _where(file, name, (field,)), message
         if found:
             continue
-        metrics = _metrics(file)
+        metrics = _metrics(file, name)
         lacking = [(place, lack) for place, metric in metrics.items() if (lack := lacks_metric(trial, metric))]
         yield from ((place, f"arm {name!r}: {lack}") for place, lack in lacking)
         if lacking:
@@ -399,6 +441,30 @@ def _arm_errors(file: SettingsFile, *, absent_is_fine: bool) -> Iterator[tuple[L
             continue  # explained with the rest of the file
         point_problem = functools.partial(_point_problem, given, tuple(metrics.values()), absent_is_fine)
         yield from _space_errors(space, ("arms", name, "space"), trial, point_problem)
+        if _is_scaled(file, name) and (problem := _size_problem(file.data["scaling"].get("size"), space, trial)):
+            yield ("scaling", "size"), f"arm {name!r}: {problem}"
+
+
+def _is_scaled(file: SettingsFile, arm: str) -> bool:
+    """Whether the file asks for a scaling law of the arm."""
+    scaling = file.data.get("scaling")
+    chosen = scaling.get("arms", "all") if isinstance(scaling, dict) else ()
+    return chosen == "all" or (isinstance(chosen, list) and arm in chosen)
+
+
+def _size_problem(path: object, space: Space, trial: TrialConfig) -> str | None:
+    """Why the path cannot be the size of a scaling law of this arm; what is no text is an error of its own."""
+    if not isinstance(path, str) or path == "parameters":
+        return None
+    known = list(_paths(trial.model_dump(mode="json")))
+    if path not in known:
+        return f"the trial of this arm has no {path!r}{_instead(path, trial, known)}"
+    if path not in space:
+        return f"{path!r} is not in its space, so that it has one size; give it a grid of sizes"
+    for value in space[path].probes():
+        if isinstance(value, bool | str) or value <= 0:
+            return f"sizes are positive numbers, and {path!r} can be {value!r}"
+    return None
 
 
 def _metric_problem(metrics: Iterable[str], trial: TrialConfig) -> str | None:
@@ -406,10 +472,10 @@ def _metric_problem(metrics: Iterable[str], trial: TrialConfig) -> str | None:
     return next((message for metric in metrics if (message := lacks_metric(trial, metric))), None)
 
 
-def _metrics(file: SettingsFile) -> dict[Location, str]:
-    """Where the file asks for which metric; what is no metric is an error of its own."""
+def _metrics(file: SettingsFile, arm: str) -> dict[Location, str]:
+    """Where the file asks for which metric of the arm; what is no metric is an error of its own."""
     found: dict[Location, str] = {}
-    for section in ("search", "convergence"):
+    for section in ("search", "convergence", *(["scaling"] if _is_scaled(file, arm) else [])):
         settings = file.data.get(section)
         metric = settings.get("metric") if isinstance(settings, dict) else None
         if isinstance(metric, str) and metric in METRICS:

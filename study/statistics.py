@@ -12,11 +12,12 @@ import scipy.stats
 
 @dataclass(frozen=True)
 class Ratio:
-    """A ratio of geometric means with its confidence interval."""
+    """A ratio of means with its confidence interval, and the two-sided p-value of its being 1."""
 
     estimate: float
     low: float
     high: float
+    p_value: float
 
     @property
     def significant(self) -> bool:
@@ -51,11 +52,32 @@ def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], confidence: f
     if len(ours) < 2 or len(theirs) < 2:
         return None
     a, b = np.log(ours), np.log(theirs)
-    difference = float(a.mean() - b.mean())
-    error_a, error_b = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
-    error = error_a + error_b
+    errors = (float(a.var(ddof=1)) / len(a), float(b.var(ddof=1)) / len(b))
+    return ratio_from_logarithms(float(a.mean() - b.mean()), errors, (len(a), len(b)), confidence)
+
+
+def ratio_from_logarithms(
+    difference: float, errors: tuple[float, float], sizes: tuple[int, int], confidence: float = 0.95
+) -> Ratio:
+    """The ratio whose logarithm is the difference, with Welch's t interval.
+
+    `errors` are the squared standard errors of the two logarithms, each estimated from as many values as `sizes` says.
+    """
+    error = sum(errors)
     if error == 0:
-        return Ratio(math.exp(difference), math.exp(difference), math.exp(difference))
-    freedom = error**2 / (error_a**2 / (len(a) - 1) + error_b**2 / (len(b) - 1))
+        ratio = math.exp(difference)
+        return Ratio(ratio, ratio, ratio, p_value=float(difference == 0))
+    freedom = error**2 / sum(e**2 / (n - 1) for e, n in zip(errors, sizes, strict=True))
     margin = float(scipy.stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(error)
-    return Ratio(math.exp(difference), math.exp(difference - margin), math.exp(difference + margin))
+    p_value = 2 * float(scipy.stats.t.sf(abs(difference) / math.sqrt(error), freedom))
+    return Ratio(math.exp(difference), math.exp(difference - margin), math.exp(difference + margin), p_value)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected by Holm's step-down method: among them all, one false claim at most in 1/level cases."""
+    corrected = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.stats
+from pydantic import ValidationError
 
 from study.answer import (
     Front,
@@ -24,6 +26,7 @@ from study.answer import (
 from study.ledger import Ledger, Origin
 from study.spec import StudySpec
 from study.statistics import Mean, mean_of
+from study.survival import Duration, ratio_of_restricted_means, restricted_mean
 from tests.study.builders import (
     LEARNING_RATE,
     SECONDS_OF_AUDIO_A_STEP,
@@ -101,17 +104,77 @@ class TestSentences:
         assert f"(95 % interval {low:.2f}-{high:.2f}, 3 and 3 seeds)" in sentence
 
     @pytest.mark.parametrize("arm", ["slow", "fast"])
-    def test_a_seed_that_does_not_reach_the_target_forbids_a_ratio(self, tmp_path: Path, arm: str) -> None:
+    def test_where_a_seed_does_not_reach_the_target_the_ratio_is_of_restricted_means(
+        self, tmp_path: Path, arm: str
+    ) -> None:
+        """Every curve ends at 30 s: a restricted mean is the mean of what was spent up to there."""
         spec = spec_of(tmp_path)
         ledger = open_study(spec)
         for name in ("slow", "fast"):
             replicate(ledger, spec, name, [20, None, 22] if name == arm else [20, 21, 22])
         found = answer(spec, ledger)
         (sentence,) = found.sentences
-        assert sentence.startswith("No ratio can be given: ")
-        assert f"{arm} reached a dev CER of 50% with 2 of 3 seed(s); final dev CER" in sentence
-        assert "60.0%" in sentence
+        estimate = (24 / 21) if arm == "fast" else (21 / 24)
+        reached = "2 of 3 and 3 of 3" if arm == "fast" else "3 of 3 and 2 of 3"
+        assert sentence.startswith(
+            "No significant difference between fast and slow: to a dev CER of 50%, pre-training included, fast needs "
+            f"{estimate:.2f}x the accelerator time of slow (95 % interval "
+        )
+        assert sentence.endswith(
+            f", 3 and 3 seeds). Not all seeds reached it ({reached}): this is the ratio of restricted means, of what "
+            "is spent of the first 30 s until the target."
+        )
+        ratios = found.comparisons[0].ratios.values()
+        assert [ratio.estimate for ratio in ratios if ratio] == pytest.approx([estimate] * 3)
+
+    def test_an_arm_that_never_reaches_it_can_be_significantly_slower(self, tmp_path: Path) -> None:
+        """Of the first 60 s, fast needs 10, 10.5 and 11; slow is still above the target."""
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [None, None, None], seconds_a_step=2.0)
+        replicate(ledger, spec, "fast", [20, 21, 22], seconds_a_step=0.5)
+        (sentence,) = answer(spec, ledger).sentences
+        margin = float(scipy.stats.t.ppf(0.975, 2)) * (0.5 / np.sqrt(3)) / 10.5
+        interval = [10.5 / 60 * np.exp(sign * margin) for sign in (-1, 1)]
+        assert sentence == (
+            "fast converges faster than slow: to a dev CER of 50%, pre-training included, fast needs 0.17x the "
+            f"accelerator time of slow (95 % interval {interval[0]:.2f}-{interval[1]:.2f}, 3 and 3 seeds). Not all "
+            "seeds reached it (3 of 3 and 0 of 3): this is the ratio of restricted means, of what is spent of the "
+            "first 60 s until the target."
+        )
+
+    def test_where_no_seed_reaches_the_target_there_is_no_ratio(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        for name in ("slow", "fast"):
+            replicate(ledger, spec, name, [None, None])
+        found = answer(spec, ledger)
+        (sentence,) = found.sentences
+        assert sentence.startswith("No ratio can be given: slow reached a dev CER of 50% with 0 of 2 seed(s); final")
         assert found.comparisons[0].ratios == {"step": None, "audio_seconds": None, "accelerator_seconds": None}
+        assert found.comparisons[0].p_values == {"step": None, "audio_seconds": None, "accelerator_seconds": None}
+
+    def test_what_one_comparison_would_claim_several_may_not(self, tmp_path: Path) -> None:
+        """Holm's method: the p-value of one arm is twice as large beside another arm that does not differ."""
+        costs = {"slow": [25, 26.5, 28], "fast": [22, 23, 24.5], "same": [25, 26, 28.5]}
+        for several in (False, True):
+            names = list(costs) if several else ["slow", "fast"]
+            arms = {name: {"trial": supervised(steps=30 + place)} for place, name in enumerate(names)}
+            spec = spec_of(tmp_path / str(several), arms=arms)
+            ledger = open_study(spec)
+            for name in names:
+                replicate(ledger, spec, name, costs[name])
+            found = answer(spec, ledger)
+            p_value = scipy.stats.ttest_ind(np.log(costs["fast"]), np.log(costs["slow"]), equal_var=False).pvalue
+            assert 0.025 < p_value < 0.05
+            if several:
+                assert found.sentences[0].startswith("No significant difference between fast and slow: ")
+                assert (
+                    f"3 and 3 seeds, p = {2 * p_value:.2g} by Holm's method over 2 comparisons)." in found.sentences[0]
+                )
+                assert found.sentences[1].startswith("No significant difference between same and slow: ")
+            else:
+                assert found.sentences[0].startswith("fast converges faster than slow: ")
 
     @pytest.mark.parametrize("missing", ["slow", "fast"])
     def test_an_arm_without_a_finished_trial_forbids_an_answer(self, tmp_path: Path, missing: str) -> None:
@@ -252,8 +315,17 @@ class TestAsData:
         assert slow["spent"]["step"] == [pytest.approx(s) for s in (20, 21, 22)]
         assert fast["spent"]["step"] == [pytest.approx(20), None]
         assert fast["final"] == [pytest.approx(0.1), pytest.approx(0.6)]
+        fast_until, slow_until = ([Duration(20, True), Duration(30, False)], [Duration(s, True) for s in (20, 21, 22)])
+        ratio = ratio_of_restricted_means(fast_until, slow_until, 30)
+        assert ratio is not None
+        expected = {name: pytest.approx(value) for name, value in asdict(ratio).items()}
         assert found["ratios"] == [
-            {"arm": "fast", "baseline": "slow", "step": None, "audio_seconds": None, "accelerator_seconds": None}
+            {
+                "arm": "fast",
+                "baseline": "slow",
+                **dict.fromkeys(("step", "audio_seconds", "accelerator_seconds"), expected),
+                "p_values": dict.fromkeys(("step", "audio_seconds", "accelerator_seconds"), expected["p_value"]),
+            }
         ]
         assert found["answer"] == answer(spec, ledger).sentences
 
@@ -269,7 +341,69 @@ class TestAsData:
                 "estimate": pytest.approx(estimate),
                 "low": pytest.approx(low),
                 "high": pytest.approx(high),
+                "p_value": pytest.approx(ratio["p_values"][axis]),
             }
+
+
+class TestTargets:
+    def test_each_arm_at_each_target(self, tmp_path: Path) -> None:
+        """The best final value is 10 %: 1.2 times that is a target of 12 %."""
+        convergence = {"metric": "dev_cer", "target": 0.5, "further_targets": [0.7], "relative_targets": [1.2, 5.0]}
+        spec = spec_of(tmp_path, convergence=convergence)
+        ledger = open_study(spec)
+        replicate(ledger, spec, "slow", [20, None, 22])
+        replicate(ledger, spec, "fast", [20, 20, 20], seconds_a_step=0.5)
+        rows = [row for row in answer(spec, ledger).targets if row.axis == "accelerator_seconds"]
+        assert [(row.target, row.arm, row.reached) for row in rows] == [
+            (0.5, "slow", 2),
+            (0.5, "fast", 3),
+            (0.7, "slow", 3),
+            (0.7, "fast", 3),
+            (pytest.approx(0.12), "slow", 1),
+            (pytest.approx(0.12), "fast", 3),
+        ]
+        slow, fast = rows[:2]
+        assert (slow.baseline, slow.ratio, slow.log_rank, slow.horizon) == (None, None, None, 30)
+        assert slow.mean == restricted_mean([Duration(20, True), Duration(30, False), Duration(22, True)], 30)
+        assert (fast.baseline, fast.horizon) == ("slow", 30)
+        assert fast.mean.estimate == pytest.approx(10)
+        assert fast.ratio is not None
+        assert fast.ratio.estimate == pytest.approx(10 / 24)
+        assert fast.log_rank == pytest.approx(0.1)
+
+    def test_before_any_trial_has_finished_there_are_none(self, tmp_path: Path) -> None:
+        convergence = {"metric": "dev_cer", "target": 0.5, "relative_targets": [1.2]}
+        spec = spec_of(tmp_path, convergence=convergence)
+        found = answer(spec, open_study(spec))
+        assert (found.targets, found.whole_curves) == ([], [])
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"further_targets": [0.5]},
+            {"further_targets": [0.3, 0.3]},
+            {"further_targets": [1.0]},
+            {"further_targets": [0.0]},
+            {"relative_targets": [0.9]},
+            {"relative_targets": [1.1, 1.1]},
+        ],
+    )
+    def test_what_cannot_be_a_target_is_refused(self, tmp_path: Path, wrong: dict[str, list[float]]) -> None:
+        with pytest.raises(ValidationError, match="convergence"):
+            spec_of(tmp_path, convergence={"metric": "dev_cer", "target": 0.5, **wrong})
+
+
+def test_whole_curves_are_compared_over_the_updates_that_all_trials_have(tmp_path: Path) -> None:
+    """From 0.9 at 10 in a straight line to 0.1 or 0.6 at 30: halves of the sums."""
+    spec = spec_of(tmp_path)
+    ledger = open_study(spec)
+    replicate(ledger, spec, "slow", [None])
+    replicate(ledger, spec, "fast", [20])
+    slow, fast = answer(spec, ledger).whole_curves
+    assert (slow.until, fast.until) == (30, 30)
+    assert slow.mean_linear.estimate == pytest.approx(0.75)
+    assert fast.mean_linear.estimate == pytest.approx(0.5)
+    assert fast.tau is None  # two evaluations
 
 
 def spec_with_costs(storage: Path, *also: str) -> StudySpec:

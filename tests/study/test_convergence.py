@@ -1,17 +1,20 @@
-"""When a curve came down to a target and stayed, worked out by hand."""
+"""When a curve came down to a target and stayed, and the shape of whole curves, worked out by hand."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from study.answer import AXES
-from study.convergence import spent_until
+from study.convergence import Scale, area_under_curve, common_budget, duration, fit_rate, spent_until
 from study.ledger import CurvePoint
+from study.survival import Duration
 
 AUDIO_SECONDS, ACCELERATOR_SECONDS = 24.0, 3.0  # of a step
 
@@ -121,3 +124,84 @@ class TestProperties:
         assume(costs[0] is not None)
         assert costs[1] is not None
         assert costs[1] <= costs[0]  # type: ignore[operator]
+
+
+class TestDuration:
+    def test_until_the_target_or_to_the_end_of_the_curve(self) -> None:
+        points = curve((10, 0.8), (30, 0.4), (50, 0.3))
+        assert duration(points, 0.5, "step") == Duration(25.0, reached=True)
+        assert duration(points, 0.2, "accelerator_seconds") == Duration(50 * ACCELERATOR_SECONDS, reached=False)
+        assert duration([], 0.5, "step") is None
+
+
+class TestArea:
+    def test_a_constant_is_its_own_mean(self) -> None:
+        flat = curve((10, 0.4), (20, 0.4), (90, 0.4))
+        assert area_under_curve(flat, "step", "linear", 10, 90) == pytest.approx(0.4)
+        assert area_under_curve(flat, "audio_seconds", "log", 300, 900) == pytest.approx(0.4)
+
+    def test_a_straight_line_has_the_mean_of_its_ends(self) -> None:
+        """Linear from 0.9 at 0 to 0.1 at 80; logarithmic from 0.8 at 10 to 0.4 at 160, four doublings."""
+        falling = curve((0, 0.9), (20, 0.7), (80, 0.1))
+        assert area_under_curve(falling, "step", "linear", 0, 80) == pytest.approx(0.5)
+        assert area_under_curve(falling, "step", "linear", 10, 40) == pytest.approx((0.8 + 0.5) / 2)
+        doubling = curve((10, 0.8), (20, 0.7), (80, 0.5), (160, 0.4))
+        assert area_under_curve(doubling, "step", "log", 10, 160) == pytest.approx(0.6)
+        assert area_under_curve(doubling, "step", "log", 20, 40) == pytest.approx((0.7 + 0.6) / 2)
+
+    def test_before_its_first_evaluation_it_is_at_its_first_value(self) -> None:
+        late = curve((50, 0.8), (100, 0.4))
+        assert area_under_curve(late, "step", "linear", 0, 100) == pytest.approx((0.8 + 0.6) / 2)
+
+    def test_the_error_of_an_exponential_is_its_integral(self) -> None:
+        tau, end = 100.0, 400
+        falling = curve(*((step, 0.2 + 0.7 * math.exp(-step / tau)) for step in range(end + 1)))
+        expected = 0.2 + 0.7 * tau / end * (1 - math.exp(-end / tau))
+        assert area_under_curve(falling, "step", "linear", 0, end) == pytest.approx(expected, rel=1e-4)
+
+    @pytest.mark.parametrize(("scale", "low", "high"), [("linear", 5, 5), ("log", 0, 20), ("linear", 0, 31)])
+    def test_what_cannot_be_measured_is_refused(self, scale: Scale, low: float, high: float) -> None:
+        with pytest.raises(ValueError, match=r"no range|ends before"):
+            area_under_curve(curve((10, 0.8), (30, 0.4)), "step", scale, low, high)
+
+    def test_the_common_budget_ends_where_the_shortest_curve_does(self) -> None:
+        long, short = curve((10, 0.8), (90, 0.4)), curve((20, 0.8), (30, 0.4))
+        assert common_budget([long, short], "step") == (10, 30)
+        assert common_budget([long, []], "step") is None
+        assert common_budget([], "step") is None
+        assert common_budget([curve((10, 0.8)), long], "step") is None
+
+
+def decay(tau: float, noise: Sequence[float] = (0.0,) * 20) -> list[CurvePoint]:
+    """From 0.9 down to 0.2, an evaluation every 20 updates."""
+    steps = range(20, 20 * (len(noise) + 1), 20)
+    return curve(*((s, 0.2 + 0.7 * math.exp(-s / tau) + e) for s, e in zip(steps, noise, strict=True)))
+
+
+class TestRate:
+    @pytest.mark.parametrize("tau", [30.0, 100.0, 400.0])
+    def test_an_exponential_is_found_again(self, tau: float) -> None:
+        found = fit_rate(decay(tau))
+        assert found is not None
+        assert (found.estimate, found.low, found.high) == pytest.approx((tau, tau, tau), rel=1e-3)
+        assert found.asymptote == pytest.approx(0.2, abs=1e-3)
+
+    def test_one_bad_evaluation_moves_it_little(self) -> None:
+        found = fit_rate(decay(100.0, [0.3 if place == 8 else 0.0 for place in range(20)]))
+        assert found is not None
+        assert found.estimate == pytest.approx(100, rel=0.1)
+
+    def test_95_of_100_intervals_hold_the_true_time(self) -> None:
+        """100 curves with noise of one point: three standard errors of the share are 6.5 %."""
+        noise = 0.01 * np.random.default_rng(5).standard_normal((100, 20))
+        found = [fit_rate(decay(100.0, errors)) for errors in noise.tolist()]
+        held = [rate.low <= 100 <= rate.high for rate in found if rate]
+        assert len(held) == 100
+        assert np.mean(held) >= 0.885
+
+    def test_what_does_not_come_down_or_is_too_short_has_none(self) -> None:
+        rising = curve(*((step, 1 - 0.7 * math.exp(-step / 100)) for step in range(20, 420, 20)))
+        noise = np.random.default_rng(6).standard_normal(20)
+        wandering = curve(*((20 * place + 20, 0.5 + 0.05 * e) for place, e in enumerate(noise.tolist())))
+        for points in (rising, wandering, decay(100.0)[:4], curve(*((s, 0.5) for s in range(9))), []):
+            assert fit_rate(points) is None

@@ -235,7 +235,7 @@ class TestFront:
     ) -> None:
         spec = spec_with_costs(tmp_path, *also)
         page = write_report(spec, fill_several(spec))
-        assert Page(page).tags.count("figure") == 3
+        assert Page(page).tags.count("figure") == 4  # convergence, survival, front and slices
         svg = (page.parent / "pareto.svg").read_text(encoding="utf-8")
         assert svg[svg.index("<svg") :].strip() in page.read_text(encoding="utf-8")
         assert svg.count('<g id="axes_') == len(also) + 1
@@ -285,6 +285,58 @@ class TestFront:
     def test_the_terminal_shows_nothing_where_there_is_none(self, tmp_path: Path) -> None:
         spec = spec_of(tmp_path)
         assert front_table(answer(spec, open_study(spec))) is None
+
+
+class TestSurvival:
+    def fill(self, spec: StudySpec) -> Ledger:
+        """Every curve ends at 30 s; of slow, one seed of three does not reach the target."""
+        ledger = open_study(spec)
+        for arm, crossings in (("slow", [20, None, 22]), ("fast", [20, 21, 22])):
+            for seed, step in enumerate(crossings, start=1):
+                curve = {10: 0.9, 30: 0.6} if step is None else crossing_at(step)
+                run_trial(ledger, spec, arm, origin="replication", seed=seed, curve=curve)
+        return ledger
+
+    def test_a_row_for_each_target_and_arm(self, tmp_path: Path) -> None:
+        convergence = {"metric": "dev_cer", "target": 0.5, "further_targets": [0.05]}
+        spec = spec_of(tmp_path, convergence=convergence)
+        rows = rows_of(write_report(spec, self.fill(spec)), "target</th>")
+        assert [row[:3] + row[4:6] for row in rows] == [
+            ["50.0%", "slow", "2 of 3", "0:30", ""],
+            ["50.0%", "fast", "3 of 3", "0:30", "slow"],
+            ["5.0%", "slow", "0 of 3", "0:30", ""],
+            ["5.0%", "fast", "0 of 3", "0:30", "slow"],
+        ]
+        assert [row[3][:4] for row in rows] == ["0:24", "0:21", "0:30", "0:30"]
+        assert rows[1][6].startswith("0.88 (")
+        assert [row[6:] for row in rows[2:]] == [["", ""], ["cannot be estimated", "1"]]
+
+    def test_the_comparison_says_of_which_means_it_is(self, tmp_path: Path, page: Path) -> None:
+        spec = spec_of(tmp_path)
+        restricted = rows_of(write_report(spec, self.fill(spec)), "ratio</th>")
+        assert {row[3] for row in restricted} == {"restricted"}
+        assert {row[3] for row in rows_of(page, "ratio</th>")} == {"geometric"}
+
+    def test_the_figure_has_two_panels_and_an_entry_for_each_arm(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        page = write_report(spec, self.fill(spec))
+        svg = (page.parent / "survival.svg").read_text(encoding="utf-8")
+        assert svg[svg.index("<svg") :].strip() in page.read_text(encoding="utf-8")
+        assert svg.count('<g id="axes_') == 2
+        assert "<!-- slow (2 of 3 reached it) -->" in svg
+        assert "<!-- fast (3 of 3 reached it) -->" in svg
+        size, colours = picture(page.parent / "survival.png")
+        assert size == (1500, 600)
+        assert colours > 20
+
+    def test_with_one_seed_of_each_arm_there_is_none(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        for arm in ("slow", "fast"):
+            run_trial(ledger, spec, arm, curve=crossing_at(20))
+        page = write_report(spec, ledger)
+        assert "Seeds that have not reached the target" not in Page(page).words
+        assert not (page.parent / "survival.png").exists()
 
 
 class TestSearchedValues:

@@ -10,7 +10,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from study.statistics import Ratio, ratio_of_means
+from study.statistics import Ratio, holm, ratio_of_means
 
 COSTS = st.lists(st.floats(1.0, 1e6), min_size=2, max_size=8).filter(lambda costs: max(costs) > 1.001 * min(costs))
 
@@ -38,10 +38,10 @@ class TestByHand:
 
     def test_without_any_variation_the_interval_is_a_point(self) -> None:
         ratio = ratio_of_means([2.0, 2.0], [1.0, 1.0])
-        assert ratio == Ratio(2.0, 2.0, 2.0)
+        assert ratio == Ratio(2.0, 2.0, 2.0, p_value=0.0)
         assert ratio.significant
         same = ratio_of_means([3.0, 3.0], [3.0, 3.0])
-        assert same == Ratio(1.0, 1.0, 1.0)
+        assert same == Ratio(1.0, 1.0, 1.0, p_value=1.0)
         assert not same.significant
 
     def test_variation_on_one_side_is_enough(self) -> None:
@@ -54,7 +54,7 @@ class TestByHand:
         [(0.5, 0.9, True), (1.1, 2, True), (0.9, 1.1, False), (1, 2, False), (0.5, 1, False)],
     )
     def test_significant_leaves_out_one(self, low: float, high: float, significant: bool) -> None:
-        assert Ratio(0.7, low, high).significant is significant
+        assert Ratio(0.7, low, high, p_value=0.5).significant is significant
 
 
 class TestAgainstScipy:
@@ -67,6 +67,7 @@ class TestAgainstScipy:
         assert ratio.estimate == pytest.approx(scipy.stats.gmean(ours) / scipy.stats.gmean(theirs))
         assert math.log(ratio.low) == pytest.approx(interval.low, rel=1e-6, abs=1e-6)
         assert math.log(ratio.high) == pytest.approx(interval.high, rel=1e-6, abs=1e-6)
+        assert ratio.p_value == pytest.approx(float(test.pvalue), rel=1e-6, abs=1e-9)
 
     @given(COSTS, COSTS)
     def test_the_other_way_round_it_is_the_inverse(self, ours: list[float], theirs: list[float]) -> None:
@@ -109,3 +110,38 @@ class TestPromise:
         costs = np.exp(0.2 * generator.standard_normal((4000, 2, 3)))
         claims = [ratio.significant for a, b in costs.tolist() if (ratio := ratio_of_means(a, b))]
         assert 0.025 <= np.mean(claims) <= 0.07
+
+
+P_VALUES = st.lists(st.floats(0.0, 1.0), min_size=1, max_size=6)
+
+
+class TestHolm:
+    def test_a_published_example(self) -> None:
+        """R's p.adjust(c(0.01, 0.04, 0.03, 0.005), "holm")."""
+        assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+    def test_of_none_there_are_none_and_one_stays_as_it_is(self) -> None:
+        assert holm([]) == []
+        assert holm([0.04]) == [0.04]
+
+    @given(P_VALUES, st.floats(0.001, 0.5))
+    def test_it_rejects_what_the_step_down_procedure_rejects(self, p_values: list[float], level: float) -> None:
+        """From the smallest up, each against level / (how many are left), until one is not rejected."""
+        margins = [p * (len(p_values) - rank) - level for rank, p in enumerate(sorted(p_values))]
+        if any(abs(margin) < 1e-9 for margin in margins):
+            return  # on the edge rounding decides
+        rejected = next((rank for rank, margin in enumerate(margins) if margin > 0), len(p_values))
+        assert sum(p <= level for p in holm(p_values)) == rejected
+
+    @given(P_VALUES)
+    def test_it_keeps_the_order_and_lies_between_the_p_value_and_bonferronis(self, p_values: list[float]) -> None:
+        corrected = holm(p_values)
+        in_order = [found for _, found in sorted(zip(p_values, corrected, strict=True))]
+        assert in_order == sorted(in_order)
+        for p, found in zip(p_values, corrected, strict=True):
+            assert p <= found <= min(1.0, len(p_values) * p)
+
+    def test_without_any_difference_five_in_a_hundred_studies_of_five_comparisons_claim_one(self) -> None:
+        studies = np.random.default_rng(7).uniform(size=(2000, 5))
+        claims = np.mean([min(holm(p_values)) <= 0.05 for p_values in studies.tolist()])
+        assert claims <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)

@@ -374,6 +374,27 @@ def test_a_node_that_is_drained_costs_no_step(
         cluster.remove_node(node)
 
 
+def test_a_node_that_is_lost_costs_the_steps_since_the_last_checkpoint(
+    make_groups: Callable[..., Groups], cluster: Cluster, small_corpus: Path, tmp_path: Path
+) -> None:
+    added = {node.all_processes["raylet"][0].process.pid: node for node in (add_node(cluster), add_node(cluster))}
+    groups, store = make_groups(module="trainables.stage_process", preemptions=1), StageStore(tmp_path)
+    stage = supervised(small_corpus, 250, checkpoint_seconds=0.05)
+    groups.submit(stage, THREE_CPUS)
+    assert eventually((store.partial_folder(stage) / "checkpoint-before.pt").exists)
+    raylet = parent(parent(parent(int(store.lease(stage).path.read_text().split()[1]))))
+    cluster.remove_node(added.pop(raylet), allow_graceful=False)
+    lost_at = time.time()
+    outcome, reports = groups.follow(stage)
+    assert outcome == FINISHED
+    assert [report.step for report in reports] == list(range(1, 251))
+    assert reports[0].reported_at < lost_at < reports[-1].reported_at, "the first steps are those of the lost node"
+    (told,) = groups.state().told
+    assert "the worker group died" in told
+    for node in added.values():
+        cluster.remove_node(node)
+
+
 def add_node(cluster: Cluster) -> Any:
     return cluster.add_node(num_cpus=3, num_gpus=0)
 

@@ -1,0 +1,223 @@
+"""A study that asks for scaling laws: what its sweep may say, and what its report says."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from study.answer import answer, answer_as_dict
+from study.ledger import Ledger, Origin
+from study.report import write_report
+from study.scaling import Measurement, PowerLaw, fit
+from study.scaling_report import scaling_table
+from study.scaling_result import ScalingResult
+from study.spec import StudySpec, read_spec
+from tests.study.builders import LEARNING_RATE, add_trial, dev_curve, open_study, spec_of, supervised, write_sweep
+from trainables.settings_file import SettingsError
+
+STEPS = "regime.train.steps"
+SIZES = (100, 300, 1000, 3000, 10000)
+
+
+def settings(**scaling: Any) -> dict[str, Any]:
+    """Both arms have a grid of updates."""
+    space = {STEPS: {"kind": "grid", "choices": list(SIZES)}}
+    return {
+        "arms": {
+            "slow": {"trial": supervised(), "space": space},
+            "fast": {"trial": supervised(augment_speed=False), "space": space},
+        },
+        "scaling": {"size": STEPS, "predict_at": [40000], **scaling},
+    }
+
+
+def add_run(
+    ledger: Ledger,
+    spec: StudySpec,
+    arm: str,
+    number: int,
+    steps: int,
+    seed: int,
+    wer: float,
+    *,
+    origin: Origin = "search",
+    **point: Any,
+) -> None:
+    """A finished trial of so many updates, with this dev WER at its end."""
+    name, stages = add_trial(ledger, spec, arm, number, origin=origin, point={STEPS: steps, **point}, seed=seed)
+    ledger.append(stages[-1].fingerprint(), dev_curve({10: 0.9, steps: wer**2}))
+    ledger.end_trial(spec.study, name, "finished")
+
+
+def curve(arm: str, size: float) -> float:
+    """The laws cross where 0.12 + 0.6 x^-0.5 is 0.2 + 0.4 x^-0.9 (x in hundreds of updates), at about 3830."""
+    x = size / 100
+    return 0.12 + 0.6 * x**-0.5 if arm == "slow" else 0.2 + 0.4 * x**-0.9
+
+
+def fill(spec: StudySpec, sizes: tuple[int, ...] = SIZES, seeds: int = 3) -> Ledger:
+    ledger, rng = open_study(spec), np.random.default_rng(0)
+    for arm in spec.arms:
+        for number, steps in enumerate(sizes):
+            for seed in range(seeds):
+                wer = curve(arm, steps) * math.exp(0.02 * rng.standard_normal())
+                add_run(ledger, spec, arm, number * 10 + seed, steps, seed, wer)
+    return ledger
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> StudySpec:
+    return spec_of(tmp_path_factory.mktemp("scaling"), **settings())
+
+
+@pytest.fixture(scope="module")
+def ledger(spec: StudySpec) -> Ledger:
+    return fill(spec)
+
+
+@pytest.fixture(scope="module")
+def found(spec: StudySpec, ledger: Ledger) -> ScalingResult:
+    scaling = answer(spec, ledger).scaling
+    assert scaling is not None
+    return scaling
+
+
+class TestSpec:
+    def refused(self, tmp_path: Path, **changes: Any) -> str:
+        with pytest.raises(SettingsError) as error:
+            read_spec(write_sweep(tmp_path / "sweep.yaml", **changes))
+        return "\n".join(error.value.errors)
+
+    def test_a_study_has_no_scaling_laws_by_default(self, tmp_path: Path) -> None:
+        assert spec_of(tmp_path).scaling is None
+
+    def test_it_is_read_from_a_file(self, tmp_path: Path) -> None:
+        read = read_spec(write_sweep(tmp_path / "sweep.yaml", **settings(arms=["fast"])))
+        assert read.scaled_arms == ("fast",)
+        assert StudySpec.model_validate(read.model_dump(mode="json")) == read
+
+    def test_a_size_that_the_trial_does_not_have_is_refused_with_the_one_that_is_meant(self, tmp_path: Path) -> None:
+        message = self.refused(tmp_path, **settings(size="regime.train.step"))
+        assert "scaling.size" in message
+        assert STEPS in message
+
+    def test_a_size_that_an_arm_does_not_vary_is_refused(self, tmp_path: Path) -> None:
+        message = self.refused(tmp_path, **settings(size="corpus.labelled_minutes"))
+        assert "scaling.size" in message
+        assert "arm 'slow'" in message
+        assert "not in its space" in message
+
+    def test_an_arm_that_is_not_scaled_needs_no_sizes(self, tmp_path: Path) -> None:
+        changes = settings(arms=["fast"])
+        changes["arms"]["slow"]["space"] = {}
+        assert read_spec(write_sweep(tmp_path / "sweep.yaml", **changes)).scaled_arms == ("fast",)
+
+    def test_sizes_that_are_no_numbers_are_refused(self, tmp_path: Path) -> None:
+        changes = settings(size="regime.train.augment_speed")
+        for arm in changes["arms"].values():
+            arm["space"] = {"regime.train.augment_speed": {"kind": "grid", "choices": [True, False]}}
+        assert "sizes are positive numbers" in self.refused(tmp_path, **changes)
+
+    def test_an_unknown_arm_is_refused(self, tmp_path: Path) -> None:
+        assert "scaling.arms names 'fsat'" in self.refused(tmp_path, **settings(arms=["fsat"]))
+
+    def test_a_metric_that_trials_will_lack_is_refused(self, tmp_path: Path) -> None:
+        assert "scaling.metric" in self.refused(tmp_path, **settings(metric="dev_wer_lm"))
+
+
+def test_the_law_is_the_fit_of_the_finished_trials(spec: StudySpec, ledger: Ledger, found: ScalingResult) -> None:
+    for arm in found.arms:
+        finals = [(t, ledger.final(t.study, t.trial)) for t in ledger.trials(spec.study) if t.arm == arm.arm]
+        measured = [Measurement(t.point[STEPS], final["dev_wer"], t.seed) for t, final in finals]
+        assert arm.found is not None
+        assert arm.found.law.parameters == pytest.approx(fit(measured, PowerLaw()).parameters)
+
+
+def test_sentences_give_exponent_asymptote_prediction_and_break_even(spec: StudySpec, ledger: Ledger) -> None:
+    slow, fast, crossing = answer(spec, ledger).sentences[-3:]
+    assert slow.startswith("slow: dev WER falls as steps^-0.")
+    assert "95 % interval" in slow
+    assert "towards" in slow
+    assert "At 40,000 steps it would be" in slow
+    assert fast.startswith("fast: dev WER falls as steps^-")
+    assert crossing.endswith("slow has a lower dev WER than fast.")
+
+
+def test_the_break_even_interval_holds_the_true_crossing(found: ScalingResult) -> None:
+    grid = np.geomspace(1000, 100_000, 100_000)
+    gap = np.array([curve("slow", x) - curve("fast", x) for x in grid])
+    true = grid[np.flatnonzero(np.diff(np.sign(gap)))[-1]]
+    (crossing,) = found.crossings
+    assert crossing.at is not None
+    assert crossing.better_above == "slow"
+    assert (crossing.at.low or 0) <= true <= (crossing.at.high or math.inf)
+
+
+def test_json_has_law_predictions_and_measurements(spec: StudySpec, ledger: Ledger) -> None:
+    scaling = json.loads(json.dumps(answer_as_dict(answer(spec, ledger))))["scaling"]
+    slow = scaling["arms"][0]
+    assert len(slow["measurements"]) == 3 * len(SIZES)
+    assert slow["law"]["alpha"]["low"] <= slow["law"]["alpha"]["estimate"] <= slow["law"]["alpha"]["high"]
+    (prediction,) = slow["law"]["predictions"]
+    assert prediction["new_run"]["low"] < prediction["mean"]["low"] < prediction["mean"]["high"]
+    assert set(slow["held_out"]) == {"PowerLaw", "NoAsymptote"}
+    assert scaling["crossings"][0]["baseline"] == "slow"
+
+
+def test_the_report_has_the_figure_and_the_table(spec: StudySpec, ledger: Ledger) -> None:
+    page = write_report(spec, ledger)
+    text = page.read_text(encoding="utf-8")
+    assert "Scaling with steps" in text
+    assert "asymptote" in text
+    with Image.open(page.parent / "scaling.png") as picture:
+        assert len(set(picture.convert("L").tobytes())) > 10
+
+
+def test_few_sizes_are_answered_with_what_to_run_next(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **settings())
+    ledger = fill(spec, sizes=(100, 1000), seeds=1)
+    found = answer(spec, ledger)
+    assert found.scaling is not None
+    assert "no scaling law of the dev WER can be told: 2 size(s) over 1.0 decades" in found.sentences[-2]
+    assert "run size 316, 3,160 and 10,000, or 10, 31.6 and 316 next" in found.sentences[-2]
+    assert "second seed" in found.sentences[-2]
+    assert found.scaling.crossings == []
+    assert "not identifiable" in scaling_table(found.scaling)[1][0][-1]
+    assert (write_report(spec, ledger).parent / "scaling.png").exists()
+
+
+def test_a_study_without_finished_trials_has_a_report(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **settings())
+    ledger = open_study(spec)
+    assert "no run has finished" in answer(spec, ledger).sentences[-1]
+    assert not (write_report(spec, ledger).parent / "scaling.png").exists()
+
+
+def test_of_trials_of_one_size_and_seed_the_best_counts_and_replications_count(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **settings())
+    ledger = open_study(spec)
+    add_run(ledger, spec, "slow", 0, 100, 0, 0.6)
+    add_run(ledger, spec, "slow", 1, 100, 0, 0.5, **{LEARNING_RATE: 2e-3})
+    add_run(ledger, spec, "slow", 1, 100, 7, 0.55, origin="replication", **{LEARNING_RATE: 2e-3})
+    scaling = answer(spec, ledger).scaling
+    assert scaling is not None
+    measured = [(m.size, m.seed, round(m.value, 6)) for m in scaling.arms[0].measurements]
+    assert measured == [(100, 0, 0.5), (100, 7, 0.55)]
+
+
+def test_parameters_are_taken_from_the_ledger(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **settings(size="parameters"))
+    ledger = open_study(spec)
+    name, stages = add_trial(ledger, spec, "slow", 0, point={STEPS: 100})
+    reports = dev_curve({10: 0.9, 100: 0.25})
+    ledger.append(stages[-1].fingerprint(), [reports[0], reports[1].model_copy(update={"parameters": 1234})])
+    ledger.end_trial(spec.study, name, "finished")
+    scaling = answer(spec, ledger).scaling
+    assert scaling is not None
+    assert [(m.size, m.value) for m in scaling.arms[0].measurements] == [(1234.0, 0.5)]
