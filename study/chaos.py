@@ -42,7 +42,7 @@ KINDS = (DRIVER, STAGE, MIRROR, *ACTORS.values())
 PATIENT = ("resources.retries=1000000", "resources.preemptions=1000000")
 SIGKILLED = -9
 POLL_SECONDS = 0.2
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)

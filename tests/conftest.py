@@ -90,7 +90,7 @@ def small_trial(corpus: Path, regime: dict[str, Any], **changes: Any) -> dict[st
 
 LONG = {"test_golden_regimes.py"}  # begun last, they would keep one of several workers busy for minutes
 
-# Their processes would starve those of another one beside it.
+# Apart from the others: they start processes by the dozen.
 START_RAY = {
     "test_end_to_end.py",
     "test_sharing.py",
@@ -103,7 +103,7 @@ START_RAY = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first. Tests that start Ray get the mark by which `make test` runs them by themselves."""
+    """Long files first. Tests that start Ray get the mark by which `make test` runs them last."""
     items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if item.path.name in START_RAY:

@@ -16,11 +16,11 @@ from study.chaos import KINDS
 from study.ledger import Ledger
 from study.spec import StudySpec, read_spec
 from tests.conftest import small_trial, spanish_rows, write_corpus
-from tests.study.test_end_to_end import run, write_sweep
+from tests.study.test_end_to_end import TIMEOUT_SECONDS, start, write_sweep
 
 pytestmark = pytest.mark.slow
 
-KILLS = 8
+KILLS = 5
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +28,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a study that `study chaos` has run twice, the second time killing."""
     folder = tmp_path_factory.mktemp("chaos")
     corpus = write_corpus(folder / "corpus", spanish_rows(16))
-    train = {"steps": 60, "batch_seconds": 3, "report_every": 2, "evaluate_every": 20, "checkpoint_seconds": 0.2}
+    train = {"steps": 40, "batch_seconds": 3, "report_every": 2, "evaluate_every": 20, "checkpoint_seconds": 0.2}
     trial = small_trial(corpus, {"kind": "pretrain_finetune", "pretrain": _without_dev(train), "finetune": train})
     rate = {"kind": "log_uniform", "low": 1e-3, "high": 1e-2}
     arms = {"arm": {"trial": trial, "space": {"regime.finetune.learning_rate": rate}}}
     sweep = write_sweep(folder / "sweep.yaml", arms)
-    code, output = run("chaos", "--kills", str(KILLS), "--every", "1", str(sweep))
-    assert code == 0, output
+    process = start("chaos", "--kills", str(KILLS), "--every", "1", str(sweep))
+    output, _ = process.communicate(timeout=3 * TIMEOUT_SECONDS)
+    assert process.returncode == 0, output
     assert f"{KILLS} kills" in output
     assert "all is there once, and as in the undisturbed study" in output
     return folder / "results" / "chaos" / "small"
