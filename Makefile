@@ -10,7 +10,7 @@ quickstart: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray'
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m ray
+	$(BIN)/python -m pytest -m ray
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-from tests.benchmarks import mirror, starts
+from tests.benchmarks import starts
 
 
 def test_the_ledger_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -20,8 +19,3 @@ def test_bookkeeping_is_compared_with_bare_tune(capfd: pytest.CaptureFixture[str
     starts.main(["bookkeeping", "--trials", "2"])
     found = r"ours \d+ ms \(2 trials\), bare Ray Tune \d+ ms \(2 trials\), ratio \d+\.\d\d"
     assert re.search(found, capfd.readouterr().out)
-
-
-@pytest.mark.slow
-def test_training_beside_a_mirror_is_timed(tmp_path: Path) -> None:
-    assert mirror.seconds(tmp_path, 2, "mlflow.enabled=false") > 0

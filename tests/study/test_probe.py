@@ -32,7 +32,6 @@ from tests.study.conftest import Call
 from trainables.loop import run_stage
 from trainables.settings_file import SettingsError
 from trainables.stage import Report, Stage
-from trainables.stage_process import Place, StageProcesses
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
 
@@ -341,24 +340,6 @@ class TestRealProbes:
         plan.distinct = plan.requested = [type(planned)(changed, (changed,))]
         with pytest.raises(SettingsError, match="supervised: CorpusError: the corpus of"):
             measure(spec, plan, silent, QUICK)
-
-    def test_the_estimate_of_a_real_stage_is_within_a_factor_of_two(self, small_corpus: Path, tmp_path: Path) -> None:
-        train = {"steps": 150, "batch_seconds": 12, "evaluate_every": 50}
-        arms = {
-            "arm": {
-                "trial": {"model": {**SMALL_MODEL, "gru_width": 64}, "regime": {"kind": "supervised", "train": train}}
-            }
-        }
-        spec = real_study(small_corpus, arms)
-        plan = make_plan(spec)
-        (planned,) = plan.distinct
-        found = estimate(spec, plan, measure(spec, plan, silent, Effort(least_seconds=3.0)))
-        reports: list[Report] = []
-        processes = StageProcesses(tmp_path, 1, "cpu")
-        assert processes.run(planned.longest, Place(), reports.append, lambda: "go on").status == "finished"
-        processes.close()
-        real = reports[-1].accelerator_seconds
-        assert real / 2 < found.shared.accelerator_hours * 3600 < real * 2
 
 
 @pytest.mark.slow

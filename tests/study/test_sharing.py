@@ -99,6 +99,7 @@ def test_two_studies_at_once_train_every_stage_of_a_storage_once(corpus: Path, t
     for name, mine in {"one": rates[:2], "other": rates[:0:-1]}.items():
         choices = {
             **GRID,
+            "corpus.unlabelled_fraction": GRID["corpus.unlabelled_fraction"][:2],
             "corpus.labelled_minutes": GRID["corpus.labelled_minutes"][:2],
             "regime.finetune.learning_rate": mine,
             "regime.finetune.seed": SEEDS[:2],
@@ -111,11 +112,11 @@ def test_two_studies_at_once_train_every_stage_of_a_storage_once(corpus: Path, t
 
     found = results(storage)
     folders = {kind: len(list((storage / "stages" / kind).iterdir())) for kind in ("pretrain", "finetune")}
-    assert folders == {"pretrain": 4, "finetune": 4 * 2 * 3 * 2}, "and nothing else, neither lease nor checkpoint"
+    assert folders == {"pretrain": 2, "finetune": 2 * 2 * 3 * 2}, "and nothing else, neither lease nor checkpoint"
     ledger = Ledger.in_folder(storage)
     for study in ("one", "other"):
         trials = ledger.trials(study)
-        assert [trial.status for trial in trials] == ["finished"] * (4 * 2 * 2 * 2)
+        assert [trial.status for trial in trials] == ["finished"] * (2 * 2 * 2 * 2)
         for trial in trials:
             stages = [row["stage"] for row in ledger.trial_stages(study, trial.trial)]
             trained = {report.reported_at for stage in stages for report in found[stage].reports}

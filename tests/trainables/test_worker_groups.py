@@ -356,7 +356,7 @@ def test_a_node_that_is_drained_costs_no_step(
     """As clouds announce that they take a machine back. The stage goes on elsewhere from where it was."""
     added = {node.all_processes["raylet"][0].process.pid: node for node in (add_node(cluster), add_node(cluster))}
     groups, store = make_groups(module="trainables.stage_process", preemptions=1), StageStore(tmp_path)
-    stage = supervised(small_corpus, 250, checkpoint_seconds=1000.0)
+    stage = supervised(small_corpus, 120, checkpoint_seconds=1000.0)
     groups.submit(stage, THREE_CPUS)
     assert eventually(store.lease(stage).path.exists)
     raylet = parent(parent(parent(int(store.lease(stage).path.read_text().split()[1]))))
@@ -364,11 +364,11 @@ def test_a_node_that_is_drained_costs_no_step(
     outcome, reports = groups.follow(stage)
     assert outcome == FINISHED
     (told,) = groups.state().told
-    left = re.search(r"its machine goes away; it left at step (\d+) of 250; it goes on from its checkpoint", told)
+    left = re.search(r"its machine goes away; it left at step (\d+) of 120; it goes on from its checkpoint", told)
     assert left
     later = reports[int(left[1])].reported_at - reports[int(left[1]) - 1].reported_at
     assert later > 1.0, "what came next was computed by another group, which took a while to start"
-    assert [report.step for report in reports] == list(range(1, 251))
+    assert [report.step for report in reports] == list(range(1, 121))
     assert groups.run(supervised(small_corpus, 2), THREE_CPUS) == FINISHED
     for node in added.values():
         cluster.remove_node(node)
@@ -379,7 +379,7 @@ def test_a_node_that_is_lost_costs_the_steps_since_the_last_checkpoint(
 ) -> None:
     added = {node.all_processes["raylet"][0].process.pid: node for node in (add_node(cluster), add_node(cluster))}
     groups, store = make_groups(module="trainables.stage_process", preemptions=1), StageStore(tmp_path)
-    stage = supervised(small_corpus, 250, checkpoint_seconds=0.05)
+    stage = supervised(small_corpus, 120, checkpoint_seconds=0.05)
     groups.submit(stage, THREE_CPUS)
     assert eventually((store.partial_folder(stage) / "checkpoint-before.pt").exists)
     raylet = parent(parent(parent(int(store.lease(stage).path.read_text().split()[1]))))
@@ -387,7 +387,7 @@ def test_a_node_that_is_lost_costs_the_steps_since_the_last_checkpoint(
     lost_at = time.time()
     outcome, reports = groups.follow(stage)
     assert outcome == FINISHED
-    assert [report.step for report in reports] == list(range(1, 251))
+    assert [report.step for report in reports] == list(range(1, 121))
     assert reports[0].reported_at < lost_at < reports[-1].reported_at, "the first steps are those of the lost node"
     (told,) = groups.state().told
     assert "the worker group died" in told
