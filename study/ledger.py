@@ -299,7 +299,7 @@ class Ledger:
 
     def add_evaluation(self, study: str, evaluation: Evaluation) -> None:
         """Record what early stopping is told, before it is told. What is there already stays as it is."""
-        self._write(self._insert_once(_evaluations).values(study=study, **asdict(evaluation)))
+        self._write((self._insert_once(_evaluations), {"study": study, **asdict(evaluation)}))
 
     def add_trial(
         self,
@@ -349,10 +349,10 @@ class Ledger:
             for position, stage in enumerate(known)
         ]
         self._write(
-            self._insert_once(_trials).values(row),
+            (self._insert_once(_trials), row),
             sa.delete(_trial_stages).where(_trial_stages.c.study == study, _trial_stages.c.trial == trial),
-            self._insert_once(_stages).values(known),
-            sa.insert(_trial_stages).values(mine),
+            (self._insert_once(_stages), known),
+            (sa.insert(_trial_stages), mine),
         )
 
     def append(self, stage: str, reports: Iterable[Report]) -> None:
@@ -530,12 +530,12 @@ class Ledger:
         """All rows at once: nothing stays open while the caller thinks."""
         return self._try(lambda db: db.execute(query).all())
 
-    def _write(self, *statements: sa.Executable) -> None:
-        """All in one transaction."""
+    def _write(self, *statements: sa.Executable | tuple[sa.Executable, Any]) -> None:
+        """All in one transaction; with a statement may go what it inserts, which saves compiling it each time."""
 
         def write(db: sa.Connection) -> None:
             for statement in statements:
-                db.execute(statement)
+                db.execute(*statement) if isinstance(statement, tuple) else db.execute(statement)
 
         self._try(write)
 

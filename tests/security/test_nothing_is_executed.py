@@ -149,8 +149,8 @@ def test_the_checkpoint_of_a_stage_with_a_valid_digest_is_not_unpickled(trap: Ma
     torch.save({"step": 1, "model": trap}, buffer)
     content = buffer.getvalue()
     (tmp_path / NEWEST).write_bytes(content + hashlib.sha256(content).digest())
-    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
-        load_checkpoint(tmp_path)
+    assert load_checkpoint(tmp_path) is None
+    assert not (tmp_path / NEWEST).exists()
 
 
 @pytest.mark.parametrize("kind", ["command", "url", "memory", "shar"])

@@ -198,7 +198,7 @@ def ancestors(pid: int) -> Iterator[int]:
 
 def test_a_study_that_waits_for_another_takes_over_when_that_one_is_killed(corpus: Path, tmp_path: Path) -> None:
     """From the last checkpoint of the killed one."""
-    steps = 1000
+    steps = 500
     sweep = write(tmp_path / "sweep.yaml", {"arm": {"trial": small_trial(corpus, regime(steps))}})
     storage = tmp_path / "results"
     folder = storage / "stages" / "pretrain"

@@ -1,4 +1,4 @@
-"""Ten thousand simulated trials through the search, early stopping and the ledger, on a clock that only counts."""
+"""Thousands of simulated trials through the search, early stopping and the ledger, on a clock that only counts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.study.builders import LEARNING_RATE, open_study, report, spec_of, sup
 from trainables.stage import Stage
 
 ARMS = {"plain": True, "augmented": False}
-TRIALS, WORKERS, STEPS, EVALUATIONS = 10_000, 64, 80, 8
-MIDDLE = 5_000  # trials that have ended when the search is built again
+TRIALS, WORKERS, STEPS, EVALUATIONS = 2_000, 64, 80, 8
+MIDDLE = 1_000  # trials that have ended when the search is built again
 COMPARED = 50  # proposals of the rebuilt search
 DROPOUT = "model.dropout"
 
@@ -143,7 +143,7 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    storage = tmp_path_factory.mktemp("ten thousand")
+    storage = tmp_path_factory.mktemp("many")
     spec = sweep_of(storage / "live")
     ledger = open_study(spec)
     live = Cluster(Search(spec, ledger), Stopper(spec, ledger), WORKERS)
