@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test check
+.PHONY: quickstart test test-long check
 
 quickstart: $(VENV)/installed
 	$(BIN)/python -m study.run search_spaces/quickstart.yaml
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray'
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not ray and not long'
+	$(BIN)/python -m pytest -m 'ray and not long'
+
+test-long: $(VENV)/installed
+	$(BIN)/python -m pytest -m long
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -188,6 +188,7 @@ def test_a_finished_study_trains_nothing_when_run_again(uninterrupted: Path) -> 
     assert outcome(uninterrupted) == trials
 
 
+@pytest.mark.long
 def test_two_workers_give_the_curve_of_one(corpus: Path, uninterrupted: Path, tmp_path: Path) -> None:
     """DistributedDataParallel over gloo; the difference is float32 summation order, grown over 60 updates."""
     arms = {"bl_just": two_arms(corpus, 30)["bl_just"]}

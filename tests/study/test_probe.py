@@ -322,6 +322,7 @@ class TestRealProbes:
             assert all(seconds > 0 for seconds in (*one.step_seconds, *one.frozen_step_seconds, one.startup_seconds))
         assert found["joint"].test_seconds == 0
 
+    @pytest.mark.long
     def test_a_teacher_and_a_language_model_and_two_workers(self, small_corpus: Path) -> None:
         arms = {"arm": {"trial": {"model": SMALL_MODEL, "regime": PSEUDO_LABELS, "language_model": {}}}}
         found = self.probes(real_study(small_corpus, arms, resources={"workers": 2}))

@@ -196,6 +196,7 @@ def ancestors(pid: int) -> Iterator[int]:
         yield pid
 
 
+@pytest.mark.long
 def test_a_study_that_waits_for_another_takes_over_when_that_one_is_killed(corpus: Path, tmp_path: Path) -> None:
     """From the last checkpoint of the killed one."""
     steps = 500

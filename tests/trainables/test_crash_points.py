@@ -94,6 +94,7 @@ def test_a_supervised_stage(corpus: Path, tmp_path: Path) -> None:
     assert {path.name for path in final.parent.iterdir()} <= {final.name, LOCK}
 
 
+@pytest.mark.long
 def test_the_end_of_a_stage_whose_last_checkpoint_is_some_steps_old(corpus: Path, tmp_path: Path) -> None:
     """That checkpoint names the best weights so far: they are needed until the stage is in the store."""
     stage = supervised(corpus, 4, batch_seconds=3, evaluate_every=1, keep="best", learning_rate=1e-30)
@@ -102,6 +103,7 @@ def test_the_end_of_a_stage_whose_last_checkpoint_is_some_steps_old(corpus: Path
     assert_no_death_leaves_a_trace(Case(train([rarely]), stored, tmp_path / "start"), tmp_path, num_pairs=1)
 
 
+@pytest.mark.long
 def test_pretraining_and_finetuning(corpus: Path, tmp_path: Path) -> None:
     """Above all where one ends and the other begins."""
     regime = pretrain_finetune(2)
@@ -200,6 +202,7 @@ def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "recorded"
 
 
+@pytest.mark.long
 def test_a_preparation_that_is_repeated_at_once(recorded: Path, tmp_path: Path) -> None:
     case = Case(functools.partial(prepared, recorded), complete)
     assert_no_death_leaves_a_trace(case, tmp_path, num_pairs=4)

@@ -107,6 +107,7 @@ def studied(spanish: Path, tmp_path_factory: pytest.TempPathFactory) -> Studied:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 class TestTrained:
     @pytest.mark.parametrize("split", ["dev", "test"])
     def test_the_language_model_beats_greedy_decoding(self, studied: Studied, split: str) -> None:

@@ -428,6 +428,7 @@ def assert_dies_with(groups: Groups, stage: Stage, victim: Callable[[Started], i
     assert eventually(lambda: not is_alive(running.pid))
 
 
+@pytest.mark.long
 def test_when_a_node_dies_its_stage_fails_and_the_next_runs_elsewhere(
     make_groups: Callable[..., Groups], cluster: Cluster
 ) -> None:
