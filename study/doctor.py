@@ -20,10 +20,19 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.connect import NoClusterError, connect
-from cluster.nodes import GroupSize, InfeasibleError, groups_that_fit, possible_nodes, present_nodes, refuse_infeasible
+from cluster.nodes import (
+    GroupSize,
+    InfeasibleError,
+    groups_that_fit,
+    possible_nodes,
+    present_nodes,
+    refuse_infeasible,
+    this_node_id,
+)
 from cluster.processes import on_nodes, on_nodes_with_gpus
+from study.database import LedgerError
 from study.execution import group_size
-from study.ledger import Ledger, LedgerError
+from study.ledger import Ledger
 from study.plan import make_plan
 from study.provenance import PACKAGES
 from study.spec import StudySpec, read_spec, without_passwords
@@ -154,8 +163,6 @@ def _storage(spec: StudySpec) -> Iterator[Finding]:
 
 def _use_storage(folder: Path, token: str) -> str | None:
     """Why this node cannot use the folder as the one that wrote the token does."""
-    from cluster.nodes import this_node_id
-
     me = this_node_id()
     try:
         if (folder / "here").read_text() != token:
@@ -205,21 +212,22 @@ def _gpus(spec: StudySpec) -> Iterator[Finding]:
     wanted = max(size.gpus_per_worker for size in _sizes(spec))
     if not wanted:
         return
-    for node, saw in on_nodes_with_gpus(_use_gpu, min(wanted, 1.0), GPU_SECONDS).items():
-        ok = None if saw is None else "!" not in saw
-        yield Finding(f"GPU {_short(node)}", ok, saw or f"not free within {GPU_SECONDS:g} s, so not looked at")
+    for node, found in on_nodes_with_gpus(_use_gpu, min(wanted, 1.0), GPU_SECONDS).items():
+        ok, saw = found or (None, f"not free within {GPU_SECONDS:g} s, so not looked at")
+        yield Finding(f"GPU {_short(node)}", ok, saw)
 
 
-def _use_gpu() -> str:
+def _use_gpu() -> tuple[bool, str]:
+    """Whether it can be used, and what was seen."""
     import torch
 
     if not torch.cuda.is_available():
-        return f"torch {torch.__version__} sees no GPU!"
+        return False, f"torch {torch.__version__} sees no GPU"
     product = torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")
     free, total = torch.cuda.mem_get_info()
     if float(product.sum()) != 64.0**3:
-        return f"{torch.cuda.get_device_name()} computes wrongly!"
-    return f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+        return False, f"{torch.cuda.get_device_name()} computes wrongly"
+    return True, f"{torch.cuda.get_device_name()}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
 
 
 def _short(node: str) -> str:

@@ -20,8 +20,9 @@ from ray.tune.search import Searcher
 from cluster.connect import HEAD_SLIVER
 from cluster.nodes import GroupSize, autoscales, groups_that_fit, possible_nodes, present_nodes, refuse_infeasible
 from search_spaces.space import sampled
+from study.database import LedgerError
 from study.garbage import fit
-from study.ledger import Ledger, LedgerError
+from study.ledger import Ledger
 from study.relay import run_trial
 from study.search import Proposal, Search
 from study.spec import (

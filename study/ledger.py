@@ -7,22 +7,18 @@ transaction and keyed, so that doing it twice changes nothing: while a database 
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
-import sqlite3
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from study.spec import without_passwords
+from study.database import JSON, Database, LedgerError, database_name, one_at_a_time
 from trainables.stage import Report, Stage
 
 SCHEMA_VERSION = 2
@@ -32,32 +28,11 @@ Origin = Literal["search", "replication"]
 
 MEASURED = ("parameters", "real_time_factor")  # fields of a report that are metrics here
 
-PATIENCE_SECONDS = 120.0  # for a database server that is away, such as while it is started again
-RETRY_SECONDS = 0.5
-WARN_SECONDS = 5.0
 LEFT_OVER_SECONDS = 3600.0  # after which a new ledger that is not complete is that of a process that was killed
 
-_LOCK = 7_305_808_869  # PostgreSQL's advisory lock of those who write points, or make or update the tables
 _TICK = 1e-6  # seconds between events, at least, where the clock says otherwise
 
-logger = logging.getLogger(__name__)
-Result = TypeVar("Result")
 
-
-class _JsonText(sa.types.TypeDecorator[Any]):
-    """JSON as text, for PostgreSQL: its own types refuse the numbers that are not finite."""
-
-    impl = sa.Text
-    cache_ok = True
-
-    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str:
-        return json.dumps(value)
-
-    def process_result_value(self, value: Any, dialect: sa.Dialect) -> Any:
-        return None if value is None else json.loads(value)
-
-
-_JSON = sa.JSON().with_variant(_JsonText(), "postgresql")
 _metadata = sa.MetaData()
 
 _schema = sa.Table("schema", _metadata, sa.Column("version", sa.Integer, primary_key=True))
@@ -65,8 +40,8 @@ _studies = sa.Table(
     "studies",
     _metadata,
     sa.Column("study", sa.String, primary_key=True),
-    sa.Column("spec", _JSON, nullable=False),  # of the latest run
-    sa.Column("environment", _JSON, nullable=False),  # versions, data hashes
+    sa.Column("spec", JSON, nullable=False),  # of the latest run
+    sa.Column("environment", JSON, nullable=False),  # versions, data hashes
     sa.Column("created_at", sa.Float, nullable=False),  # Unix time, as every *_at
     sa.Column("updated_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),  # when it had nothing more to run; None: it is running, or was interrupted
@@ -89,15 +64,15 @@ _trials = sa.Table(
     sa.Column("arm", sa.String, nullable=False),
     sa.Column("number", sa.Integer, nullable=False),  # within the arm, in the order of proposal
     sa.Column("origin", sa.String, nullable=False),
-    sa.Column("grid", _JSON, nullable=False),  # the part of `point` that a grid fixed
-    sa.Column("point", _JSON, nullable=False),  # searched path -> value
-    sa.Column("config", _JSON, nullable=False),  # fully resolved
+    sa.Column("grid", JSON, nullable=False),  # the part of `point` that a grid fixed
+    sa.Column("point", JSON, nullable=False),  # searched path -> value
+    sa.Column("config", JSON, nullable=False),  # fully resolved
     sa.Column("seed", sa.Integer, nullable=False),
     sa.Column("status", sa.String, nullable=False),
     sa.Column("cause", sa.String),  # of a failure, or of an early stop
     sa.Column("started_at", sa.Float, nullable=False),
     sa.Column("ended_at", sa.Float),
-    sa.Column("sampler_state", _JSON),  # what the sampler notes with a trial, such as its generation
+    sa.Column("sampler_state", JSON),  # what the sampler notes with a trial, such as its generation
 )
 _stages = sa.Table(
     "stages",
@@ -138,7 +113,7 @@ _evaluations = sa.Table(
     sa.Column("study", sa.String, nullable=False),
     sa.Column("trial", sa.String, nullable=False),
     sa.Column("progress", sa.Float, nullable=False),
-    sa.Column("objectives", _JSON, nullable=False),
+    sa.Column("objectives", JSON, nullable=False),
     sa.UniqueConstraint("study", "trial", "progress"),
 )
 _mirrored = sa.Table(
@@ -211,10 +186,6 @@ class CurvePoint:
     reported_at: float
 
 
-class LedgerError(RuntimeError):
-    """The ledger cannot be used; the message says why and what to do."""
-
-
 class Ledger:
     """Opens or creates the ledger of a database URL, such as `sqlite:////shared/results/ledger.db`.
 
@@ -223,18 +194,16 @@ class Ledger:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._engine = _engine(url)
+        self._database = Database(url)
         self._began: dict[str, float] = {}  # run of this process -> when, on a clock that is never set
         self._latest: float | None = None  # moment that was recorded last
-        self._opened = False
-        if self._try(_version) != SCHEMA_VERSION:
-            self._try(_make_tables)
-        self._opened = True
+        if self._database.run(_version) != SCHEMA_VERSION:
+            self._database.run(_make_tables)
 
     @property
     def name(self) -> str:
         """The path of an SQLite file; otherwise the URL without a password."""
-        return _name(self._engine.url)
+        return self._database.name
 
     @classmethod
     def in_folder(cls, storage: Path) -> Ledger:
@@ -270,7 +239,7 @@ class Ledger:
         return cls.of(storage)
 
     def close(self) -> None:
-        self._engine.dispose()
+        self._database.engine.dispose()
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
@@ -279,27 +248,27 @@ class Ledger:
         now, run = self._now(), uuid.uuid4().hex
         row = {"spec": dict(spec), "environment": dict(environment), "updated_at": now, "ended_at": None}
         spent = {"started_at": now, "seen_at": now, "accelerator_seconds": 0.0, "cost": 0.0}
-        self._write(
-            self._insert_once(_studies).values(study=study, created_at=now, **row),
+        self._database.write(
+            self._database.insert_once(_studies).values(study=study, created_at=now, **row),
             sa.update(_studies).where(_studies.c.study == study).values(**row),
-            self._insert_once(_runs).values(run=run, study=study, **spent),
+            self._database.insert_once(_runs).values(run=run, study=study, **spent),
         )
         self._began[run] = time.monotonic()
         return run
 
     def end_study(self, study: str) -> None:
         """Record that the study has nothing more to run."""
-        self._write(sa.update(_studies).where(_studies.c.study == study).values(ended_at=self._now()))
+        self._database.write(sa.update(_studies).where(_studies.c.study == study).values(ended_at=self._now()))
 
     def set_spent(self, run: str, accelerator_seconds: float, cost: float) -> None:
         """Record what the run took so far. It is one that this object has opened."""
         seen_at = _runs.c.started_at + (time.monotonic() - self._began[run])
         row = {"seen_at": seen_at, "accelerator_seconds": accelerator_seconds, "cost": cost}
-        self._write(sa.update(_runs).where(_runs.c.run == run).values(**row))
+        self._database.write(sa.update(_runs).where(_runs.c.run == run).values(**row))
 
     def add_evaluation(self, study: str, evaluation: Evaluation) -> None:
         """Record what early stopping is told, before it is told. What is there already stays as it is."""
-        self._write((self._insert_once(_evaluations), {"study": study, **asdict(evaluation)}))
+        self._database.write((self._database.insert_once(_evaluations), {"study": study, **asdict(evaluation)}))
 
     def add_trial(
         self,
@@ -348,10 +317,10 @@ class Ledger:
             {"study": study, "trial": trial, "position": position, "stage": stage["stage"]}
             for position, stage in enumerate(known)
         ]
-        self._write(
-            (self._insert_once(_trials), row),
+        self._database.write(
+            (self._database.insert_once(_trials), row),
             sa.delete(_trial_stages).where(_trial_stages.c.study == study, _trial_stages.c.trial == trial),
-            (self._insert_once(_stages), known),
+            (self._database.insert_once(_stages), known),
             (sa.insert(_trial_stages), mine),
         )
 
@@ -365,27 +334,27 @@ class Ledger:
         ]
 
         def write(db: sa.Connection) -> None:
-            _one_at_a_time(db)  # so that a point that can be seen has a higher id than all that could be before it
-            db.execute(self._insert_once(_points), rows)
+            one_at_a_time(db)  # so that a point that can be seen has a higher id than all that could be before it
+            db.execute(self._database.insert_once(_points), rows)
 
         if rows:
-            self._try(write)
+            self._database.run(write)
 
     def end_trial(self, study: str, trial: str, status: Status, cause: str | None = None) -> bool:
         """Record how an unfinished trial ended. The first end counts; True when this was it."""
         mine = (_trials.c.study == study, _trials.c.trial == trial)
         now = self._now()
-        self._write(
+        self._database.write(
             sa.update(_trials)
             .where(*mine, _trials.c.status == "unfinished")
             .values(status=status, cause=cause, ended_at=now)
         )
         # Not the number of rows: when the answer to a write is lost, the second attempt finds none.
-        return bool(self._read(sa.select(_trials).where(*mine, _trials.c.ended_at == now)))
+        return bool(self._database.read(sa.select(_trials).where(*mine, _trials.c.ended_at == now)))
 
     def reopen_failed(self, study: str) -> None:
         """Make failed trials run again."""
-        self._write(
+        self._database.write(
             sa.update(_trials)
             .where(_trials.c.study == study, _trials.c.status == "failed")
             .values(status="unfinished", cause=None, ended_at=None)
@@ -395,35 +364,30 @@ class Ledger:
         """Record that the mirror has all points of the trial's stage up to this id."""
         key = {"server": server, "study": study, "trial": trial, "stage": stage}
         conditions = [_mirrored.c[name] == value for name, value in key.items()]
-        self._write(
-            self._insert_once(_mirrored).values(**key, point=point),
+        self._database.write(
+            self._database.insert_once(_mirrored).values(**key, point=point),
             sa.update(_mirrored).where(*conditions).values(point=point),
         )
 
     def forget_mirrored(self, server: str, study: str, trial: str) -> None:
         """Make the mirror bring over the whole trial again."""
         mine = (_mirrored.c.server == server, _mirrored.c.study == study, _mirrored.c.trial == trial)
-        self._write(sa.delete(_mirrored).where(*mine))
+        self._database.write(sa.delete(_mirrored).where(*mine))
 
     def _now(self) -> float:
         """The moment of an event: the time, but after all that are recorded, even when the clock was set back."""
         if self._latest is None:
             moments = (_studies.c.updated_at, _studies.c.ended_at, _trials.c.started_at, _trials.c.ended_at)
             recorded = sa.union_all(*(sa.select(moment.label("at")) for moment in moments)).subquery()
-            (row,) = self._read(sa.select(sa.func.max(recorded.c.at).label("latest")))
+            (row,) = self._database.read(sa.select(sa.func.max(recorded.c.at).label("latest")))
             self._latest = float(row.latest or 0.0)
         self._latest = max(time.time(), self._latest + _TICK)
         return self._latest
 
-    def _insert_once(self, table: sa.Table) -> Any:
-        """INSERT that does nothing where the key exists."""
-        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        return dialect.insert(table).on_conflict_do_nothing()
-
     # ---- reading -----------------------------------------------------------------------------------------------
 
     def studies(self) -> list[dict[str, Any]]:
-        return [dict(row._mapping) for row in self._read(sa.select(_studies).order_by(_studies.c.created_at))]
+        return [dict(row._mapping) for row in self._database.read(sa.select(_studies).order_by(_studies.c.created_at))]
 
     def study(self, study: str) -> dict[str, Any]:
         """Raises LedgerError, naming the known studies, when there is no such study."""
@@ -440,28 +404,28 @@ class Ledger:
         """What all runs of the study took, as far as each was seen."""
         run = _runs.c
         sums = (sa.func.sum(run.seen_at - run.started_at), sa.func.sum(run.accelerator_seconds), sa.func.sum(run.cost))
-        (found,) = self._read(sa.select(*sums).where(run.study == study))
+        (found,) = self._database.read(sa.select(*sums).where(run.study == study))
         return Spent(*(float(value or 0.0) for value in found))
 
     def evaluations(self, study: str) -> list[Evaluation]:
         """What early stopping was told, in its order."""
         query = sa.select(_evaluations).where(_evaluations.c.study == study).order_by(_evaluations.c.id)
-        return [Evaluation(row.trial, row.progress, row.objectives) for row in self._read(query)]
+        return [Evaluation(row.trial, row.progress, row.objectives) for row in self._database.read(query)]
 
     def count(self, study: str) -> dict[Status, int]:
         """Number of trials of each status."""
         query = sa.select(_trials.c.status, sa.func.count().label("trials")).where(_trials.c.study == study)
         found: dict[Status, int] = dict.fromkeys(get_args(Status), 0)
-        return found | {row.status: row.trials for row in self._read(query.group_by(_trials.c.status))}
+        return found | {row.status: row.trials for row in self._database.read(query.group_by(_trials.c.status))}
 
     def trial(self, study: str, trial: str) -> Trial:
-        (row,) = self._read(sa.select(_trials).where(_trials.c.study == study, _trials.c.trial == trial))
+        (row,) = self._database.read(sa.select(_trials).where(_trials.c.study == study, _trials.c.trial == trial))
         return Trial(**row._mapping)
 
     def trials(self, study: str) -> list[Trial]:
         """In the order in which they were proposed."""
-        query = sa.select(_trials).where(_trials.c.study == study)
-        return [Trial(**row._mapping) for row in self._read(query.order_by(_trials.c.started_at, _trials.c.trial))]
+        query = sa.select(_trials).where(_trials.c.study == study).order_by(_trials.c.started_at, _trials.c.trial)
+        return [Trial(**row._mapping) for row in self._database.read(query)]
 
     def trial_stages(self, study: str, trial: str) -> list[dict[str, Any]]:
         """fingerprint (`stage`), `kind`, `name` and `steps` of the trial's stages, in order."""
@@ -471,14 +435,14 @@ class Ledger:
             .where(_trial_stages.c.study == study, _trial_stages.c.trial == trial)
             .order_by(_trial_stages.c.position)
         )
-        return [dict(row._mapping) for row in self._read(query)]
+        return [dict(row._mapping) for row in self._database.read(query)]
 
     def contents(self, study: str) -> dict[str, tuple[str, ...]]:
         """trial -> the fingerprints of its stages, in order."""
         stage = _trial_stages.c
         found: defaultdict[str, list[str]] = defaultdict(list)
         query = sa.select(stage.trial, stage.stage).where(stage.study == study)
-        for row in self._read(query.order_by(stage.trial, stage.position)):
+        for row in self._database.read(query.order_by(stage.trial, stage.position)):
             found[row.trial].append(row.stage)
         return {trial: tuple(stages) for trial, stages in found.items()}
 
@@ -498,7 +462,7 @@ class Ledger:
 
     def _points_of(self, stage: str) -> list[dict[str, Any]]:
         query = sa.select(_points).where(_points.c.stage == stage).order_by(_points.c.step, _points.c.id)
-        return [dict(row._mapping) for row in self._read(query)]
+        return [dict(row._mapping) for row in self._database.read(query)]
 
     def final(self, study: str, trial: str) -> dict[str, float]:
         """The results of the trial: the last value of each metric of its last stage, and of decoding after it.
@@ -522,47 +486,7 @@ class Ledger:
     def mirrored(self, server: str, study: str, trial: str) -> dict[str, int]:
         """stage -> id of the last point that the mirror has."""
         mine = (_mirrored.c.server == server, _mirrored.c.study == study, _mirrored.c.trial == trial)
-        return {row.stage: row.point for row in self._read(sa.select(_mirrored).where(*mine))}
-
-    # ---- the database ------------------------------------------------------------------------------------------
-
-    def _read(self, query: sa.Select[Any]) -> Sequence[sa.Row[Any]]:
-        """All rows at once: nothing stays open while the caller thinks."""
-        return self._try(lambda db: db.execute(query).all())
-
-    def _write(self, *statements: sa.Executable | tuple[sa.Executable, Any]) -> None:
-        """All in one transaction; with a statement may go what it inserts, which saves compiling it each time."""
-
-        def write(db: sa.Connection) -> None:
-            for statement in statements:
-                db.execute(*statement) if isinstance(statement, tuple) else db.execute(statement)
-
-        self._try(write)
-
-    def _try(self, action: Callable[[sa.Connection], Result]) -> Result:
-        """What the action returns, in a transaction. While a server is away it is tried again, for some minutes."""
-        began, told = time.monotonic(), False
-        while True:
-            try:
-                with self._engine.begin() as db:
-                    return action(db)
-            except sa.exc.IntegrityError:
-                raise  # a fault of this program
-            except (sa.exc.DBAPIError, sqlite3.Error) as error:
-                waited = time.monotonic() - began
-                if not self._passes(error) or waited > PATIENCE_SECONDS:
-                    raise LedgerError(f"{self.name}: {_sentence(error)}") from error
-                if waited > WARN_SECONDS and not told:
-                    told = True
-                    logger.warning("%s does not answer; trying again for %.0f s", self.name, PATIENCE_SECONDS - waited)
-            time.sleep(RETRY_SECONDS)
-
-    def _passes(self, error: Exception) -> bool:
-        """Whether it is a server that is away for a moment, in the middle of the work."""
-        if self._engine.dialect.name != "postgresql" or not self._opened:
-            return False
-        lost = isinstance(error, sa.exc.DBAPIError) and error.connection_invalidated
-        return lost or (isinstance(error, sa.exc.OperationalError) and _state(error) != _DISK_FULL)
+        return {row.stage: row.point for row in self._database.read(sa.select(_mirrored).where(*mine))}
 
 
 def _values(report: Report) -> Iterator[tuple[str, float]]:
@@ -572,28 +496,6 @@ def _values(report: Report) -> Iterator[tuple[str, float]]:
         value = getattr(report, name)
         if value is not None:
             yield name, float(value)
-
-
-def _engine(url: str) -> sa.Engine:
-    """Raises LedgerError for a URL that is none, or is of another kind of database."""
-    try:
-        parts = sa.make_url(url)
-        if (kind := parts.get_backend_name()) not in ("sqlite", "postgresql"):
-            raise LedgerError(f"{_name(parts)}: a ledger is kept in sqlite or postgresql, not in {kind}")
-        engine = sa.create_engine(parts, connect_args={} if kind == "sqlite" else {**_LIBPQ, **parts.query})
-    except sa.exc.ArgumentError as error:
-        raise LedgerError(
-            f"{without_passwords(url)}: not the URL of a ledger, such as postgresql+psycopg://user:password@host/name"
-        ) from error
-    except ModuleNotFoundError as error:
-        raise LedgerError(f"{_name(parts)}: {error}; pip install 'asr-scaling-studies[postgresql]'") from error
-    if kind == "sqlite":
-        sa.event.listen(engine, "connect", _configure_sqlite)
-    return engine
-
-
-def _name(url: sa.URL) -> str:
-    return str(url.database) if url.get_backend_name() == "sqlite" else without_passwords(str(url))
 
 
 def _version(db: sa.Connection) -> int | None:
@@ -608,10 +510,10 @@ def _make_tables(db: sa.Connection) -> None:
     """Make the tables, or bring those of an earlier version up to this one: all of it, or nothing."""
     if db.dialect.name == "sqlite":
         db.exec_driver_sql("BEGIN IMMEDIATE")  # Python's driver begins no transaction for changes of tables
-    _one_at_a_time(db)
+    one_at_a_time(db)
     version = _version(db)
     if version not in (None, 1, SCHEMA_VERSION):
-        name = _name(db.engine.url)
+        name = database_name(db.engine.url)
         fix = "update the program" if version and version > SCHEMA_VERSION else "restore it from a copy"
         raise LedgerError(f"{name} has schema version {version}; this program reads {SCHEMA_VERSION}; {fix}")
     _metadata.create_all(db)
@@ -623,58 +525,9 @@ def _make_tables(db: sa.Connection) -> None:
         db.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
 
 
-def _one_at_a_time(db: sa.Connection) -> None:
-    """Wait until no other transaction on PostgreSQL has come here and not ended. SQLite has one writer by itself."""
-    if db.dialect.name == "postgresql":
-        db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-
-
 def _remove_left_over(storage: Path, path: Path) -> None:
     """Remove what processes left that were killed while they made a new ledger."""
     for file in storage.glob(".ledger-*"):
         with contextlib.suppress(FileNotFoundError):
             if file.samefile(path) or time.time() - file.stat().st_mtime > LEFT_OVER_SECONDS:
                 file.unlink()
-
-
-_LIBPQ = {"connect_timeout": "10", "tcp_user_timeout": "30000"}  # seconds; milliseconds
-_DISK_FULL = "53100"  # SQLSTATE
-
-_AGAIN = "then run the same command again: nothing that was recorded is lost"
-_TROUBLES = {  # SQLite's name of an error -> what it is, and what to do
-    "SQLITE_FULL": f"the disk is full; free some space, {_AGAIN}",
-    "SQLITE_READONLY": f"it may not be written; give this user the right to write it and its folder, {_AGAIN}",
-    "SQLITE_CANTOPEN": "it cannot be opened; let this user read and write it and its folder",
-    "SQLITE_PERM": "it cannot be opened; let this user read and write it and its folder",
-    "SQLITE_NOTADB": "it is not an SQLite database; restore it from a copy, or name another storage folder",
-    "SQLITE_CORRUPT": "it is damaged; restore it from a copy, or save what is readable with sqlite3's .recover",
-    "SQLITE_BUSY": f"another process keeps it locked; end that process, {_AGAIN}",
-    "SQLITE_IOERR": f"it cannot be read or written; see to the disk and its free space, {_AGAIN}",
-}
-
-
-def _sentence(error: Exception) -> str:
-    """What is wrong with the database, and what to do."""
-    cause = getattr(error, "orig", None) or error
-    if isinstance(cause, sqlite3.Error):
-        code = getattr(cause, "sqlite_errorname", "")
-        known = next((text for name, text in _TROUBLES.items() if code.startswith(name)), None)
-        return known or f"{cause} ({code}); see to the file, {_AGAIN}"
-    if _state(error) == _DISK_FULL:
-        return f"the server's {_TROUBLES['SQLITE_FULL']}"
-    reason = " ".join(without_passwords(str(cause)).split())
-    return f"{reason}; see that the server runs and lets this user in, {_AGAIN}"
-
-
-def _state(error: Exception) -> str | None:
-    """PostgreSQL's SQLSTATE, None when the server did not come to say one."""
-    return getattr(getattr(error, "orig", None), "sqlstate", None)
-
-
-def _configure_sqlite(connection: Any, _: Any) -> None:
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA busy_timeout=30000")  # first: the next one waits for other processes too
-    cursor.execute("PRAGMA journal_mode=WAL")  # readers and the writer do not block each other
-    cursor.execute("PRAGMA synchronous=NORMAL")  # a crash of the machine may lose the last moment, never consistency
-    cursor.execute("PRAGMA foreign_keys=ON")
-    cursor.close()

@@ -18,7 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from study import corpora, errors, garbage, language_model
-from study.ledger import Ledger, LedgerError
+from study.database import LedgerError
+from study.ledger import Ledger
 from study.spec import StudySpec, read_spec, trials_of, without_passwords
 from trainables.lease import Lease
 from trainables.settings_file import SettingsError

@@ -73,7 +73,7 @@ def test_a_ledger_that_has_no_room_to_grow_says_that_the_disk_is_full(tmp_path: 
     spec = spec_of(tmp_path)
     ledger = open_study(spec)
     name, (stage,) = add_trial(ledger, spec, "slow")
-    with ledger._engine.connect() as db:
+    with ledger._database.engine.connect() as db:
         pages = db.exec_driver_sql("pragma page_count").scalar_one()
         db.exec_driver_sql(f"pragma max_page_count = {pages + 3}")
     last, error = fill_up(ledger, stage.fingerprint())
@@ -102,7 +102,7 @@ def test_a_disk_that_may_not_be_written_is_said(disk: Path) -> None:
 def test_a_file_that_may_not_be_written_is_said(tmp_path: Path) -> None:
     spec = spec_of(tmp_path)
     ledger = open_study(spec)
-    with ledger._engine.connect() as db:
+    with ledger._database.engine.connect() as db:
         db.exec_driver_sql("pragma query_only = on")
     with pytest.raises(LedgerError, match=rf"^{tmp_path}/ledger.db: it may not be written; give this user the right"):
         add_trial(ledger, spec, "fast")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from study import ledger as ledger_module
+from study import database
 from study.ledger import Ledger, LedgerError
 from study.provenance import environment
 from study.spec import StudySpec, without_passwords
@@ -175,18 +175,18 @@ def test_a_trial_whose_end_was_written_and_not_answered_has_ended_here(url: str,
     spec, ledger = study_of(url, tmp_path)
     name, _ = add_trial(ledger, spec, "slow")
     lost: list[bool] = []
-    commit = ledger._engine.dialect.do_commit
+    commit = ledger._database.engine.dialect.do_commit
 
     def lose_the_answer(connection: Any) -> None:
         commit(connection)
         if not lost:
             lost.append(True)
             pid = connection.dbapi_connection.info.backend_pid
-            with closing(Ledger(url)) as other, other._engine.begin() as db:
+            with closing(Ledger(url)) as other, other._database.engine.begin() as db:
                 db.execute(sa.text(f"select pg_terminate_backend({pid})"))
             connection.dbapi_connection.execute("select 1")  # raises what a lost connection raises
 
-    ledger._engine.dialect.do_commit = lose_the_answer  # type: ignore[method-assign]
+    ledger._database.engine.dialect.do_commit = lose_the_answer  # type: ignore[method-assign]
     assert ledger.end_trial(spec.study, name, "finished")
     assert lost
     assert not ledger.end_trial(spec.study, name, "failed", "second")
@@ -199,7 +199,7 @@ def test_a_write_waits_for_a_server_that_is_away_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(ledger_module, "WARN_SECONDS", 0.1)
+    monkeypatch.setattr(database, "WARN_SECONDS", 0.1)
     spec, ledger = study_of(url, tmp_path)
     server.stop()
     coming = threading.Timer(2.0, server.start)
@@ -216,7 +216,7 @@ def test_a_server_that_stays_away_is_said_after_a_while(
     server: PostgreSQL, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, ledger = study_of(url, tmp_path)
-    monkeypatch.setattr(ledger_module, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setattr(database, "PATIENCE_SECONDS", 1.0)
     server.stop()
     try:
         with pytest.raises(LedgerError, match="see that the server runs and lets this user in"):

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -369,19 +370,24 @@ def test_two_workers_train_as_one(small_corpus: Path, tmp_path: Path, monkeypatc
     """Over gloo, and on the loopback interface alone. Tolerance 2e-3: the order of float32 sums differs."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")  # as cluster/connect.py sets it
     (joint, _) = stages(small_corpus, bl_just(4))
-    address, listeners = free_address("127.0.0.1"), set[str]()
+    address, listeners, ended = free_address("127.0.0.1"), set[str](), threading.Event()
 
-    def look() -> Order:
-        listeners.update(listening(with_descendants(os.getpid())))
-        return "go on"
+    def look() -> None:
+        while not ended.wait(0.02):
+            listeners.update(listening(with_descendants(os.getpid())))
 
     def work(rank: int) -> tuple[Outcome, list[Report]]:
         reports: list[Report] = []
         with closing(StageProcesses(tmp_path / "two", 1, "cpu")) as processes:
-            return processes.run(joint, Place(rank, 2, address), reports.append, look), reports
+            return processes.run(joint, Place(rank, 2, address), reports.append, for_ever), reports
 
     with ThreadPoolExecutor() as threads:
-        (first, reports), (second, none) = threads.map(work, range(2))
+        looking = threads.submit(look)
+        try:
+            (first, reports), (second, none) = threads.map(work, range(2))
+        finally:
+            ended.set()
+        looking.result()
     assert (first, second) == (Outcome("finished"), Outcome("finished"))
     assert none == [], "the first worker reports"
     assert listeners
