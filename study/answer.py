@@ -281,7 +281,7 @@ def answer(spec: StudySpec, ledger: Ledger) -> Answer:
         sentences.append(_front_sentence(leading))
     scaling = scaling_result(spec, ledger)
     if scaling:
-        sentences += scaling.sentences(metric_name(scaling.metric))
+        sentences += scaling.sentences(objective_name(scaling.metric))
     curves = _whole_curves(arms)
     return Answer(arms, comparisons, _targets(spec, arms, pairs), curves, sentences, found, leading, scaling)
 

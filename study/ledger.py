@@ -19,9 +19,9 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sa
 
 from study.database import JSON, Database, LedgerError, database_name, one_at_a_time
-from trainables.stage import Report, Stage
+from trainables.stage import InferenceTime, Report, Stage
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Status = Literal["unfinished", "finished", "failed", "stopped"]  # stopped: early, by comparison with others
 Origin = Literal["search", "replication"]
@@ -115,6 +115,17 @@ _evaluations = sa.Table(
     sa.Column("progress", sa.Float, nullable=False),
     sa.Column("objectives", JSON, nullable=False),
     sa.UniqueConstraint("study", "trial", "progress"),
+)
+_inference_times = sa.Table(
+    "inference_times",
+    _metadata,
+    sa.Column("stage", sa.ForeignKey("stages.stage"), primary_key=True),
+    sa.Column("split", sa.String, primary_key=True),
+    sa.Column("batch_seconds", sa.Float, primary_key=True),
+    sa.Column("device", sa.String, primary_key=True),
+    sa.Column("utterances", sa.Integer, nullable=False),
+    sa.Column("audio_seconds", sa.Float, nullable=False),
+    sa.Column("seconds", JSON, nullable=False),  # of each pass
 )
 _mirrored = sa.Table(
     "mirrored",
@@ -340,6 +351,11 @@ class Ledger:
         if rows:
             self._database.run(write)
 
+    def add_inference_time(self, stage: str, found: InferenceTime) -> None:
+        """Record how long the weights of a stage take to recognise. What is there already stays as it is."""
+        row = {"stage": stage, **found.model_dump(), "seconds": list(found.seconds)}
+        self._database.write((self._database.insert_once(_inference_times), row))
+
     def end_trial(self, study: str, trial: str, status: Status, cause: str | None = None) -> bool:
         """Record how an unfinished trial ended. The first end counts; True when this was it."""
         mine = (_trials.c.study == study, _trials.c.trial == trial)
@@ -478,6 +494,16 @@ class Ledger:
             last["accelerator_hours"] = sum(rows[-1]["accelerator_seconds"] for _, rows in stages if rows) / 3600
         return last | {m.removeprefix("kept_"): v for m, v in last.items() if m.startswith("kept_dev_")}
 
+    def inference_times(self, study: str) -> dict[str, list[InferenceTime]]:
+        """stage -> what was measured of it, of all stages of the study's trials."""
+        mine = sa.select(_trial_stages.c.stage).where(_trial_stages.c.study == study)
+        found: defaultdict[str, list[InferenceTime]] = defaultdict(list)
+        query = sa.select(_inference_times).where(_inference_times.c.stage.in_(mine))
+        for row in self._database.read(query.order_by(_inference_times.c.device)):
+            fields = dict(row._mapping)
+            found[fields.pop("stage")].append(InferenceTime(**fields))
+        return dict(found)
+
     def ranked(self, trials: Iterable[Trial], metric: str) -> list[Trial]:
         """The finished ones of the trials that have the metric, lowest final value first."""
         finals = [(self.final(t.study, t.trial).get(metric), t) for t in trials if t.status == "finished"]
@@ -512,17 +538,18 @@ def _make_tables(db: sa.Connection) -> None:
         db.exec_driver_sql("BEGIN IMMEDIATE")  # Python's driver begins no transaction for changes of tables
     one_at_a_time(db)
     version = _version(db)
-    if version not in (None, 1, SCHEMA_VERSION):
+    if version is not None and not 1 <= version <= SCHEMA_VERSION:
         name = database_name(db.engine.url)
-        fix = "update the program" if version and version > SCHEMA_VERSION else "restore it from a copy"
+        fix = "update the program" if version > SCHEMA_VERSION else "restore it from a copy"
         raise LedgerError(f"{name} has schema version {version}; this program reads {SCHEMA_VERSION}; {fix}")
     _metadata.create_all(db)
     if version == 1:
         db.execute(sa.text("ALTER TABLE studies ADD COLUMN ended_at FLOAT"))
         db.execute(sa.text("ALTER TABLE trials ADD COLUMN sampler_state JSON"))
-        db.execute(sa.update(_schema).values(version=SCHEMA_VERSION))
-    elif version is None:
+    if version is None:
         db.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
+    else:
+        db.execute(sa.update(_schema).values(version=SCHEMA_VERSION))
 
 
 def _remove_left_over(storage: Path, path: Path) -> None:

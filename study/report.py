@@ -1,22 +1,15 @@
-"""One self-contained HTML file that answers the question of a study, and its figures as SVG and PNG."""
+"""One self-contained HTML file that answers the question of a study, and its figures as files of their own."""
 
 from __future__ import annotations
 
-import html
-import io
-import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-
-import matplotlib.pyplot as plt
-from matplotlib.figure import Figure
 
 from study.answer import (
     AXES,
     Answer,
-    Front,
     TargetResult,
     answer,
     by_decoding,
@@ -29,87 +22,129 @@ from study.answer import (
 )
 from study.convergence import Axis
 from study.differences import HEAD, NOTE, ArmDifference, difference_cells, differences, missing_trials
-from study.figures import COLOURS, convergence_figure, pareto_figure, searched_trials, slices_figure, survival_figure
+from study.figure_files import Drawn, save
+from study.figures import (
+    attempts,
+    convergence_figure,
+    grids,
+    heat_map_figure,
+    pareto_figure,
+    searched_trials,
+    slices_figure,
+    survival_figure,
+    timeline_figure,
+)
+from study.inference_report import inference_figure, inference_note, inference_table, model_times
 from study.ledger import Ledger
-from study.scaling_report import CAPTION, scaling_figure, scaling_table
+from study.methods import Importance, methods_section
+from study.page import Section, bar, bullets, figure, note, page, paragraph, preformatted, table, table_of_html, text
+from study.papers_report import RADAR_CAPTION, ReportTable, claims_table, published_tables, radar_figure
+from study.scaling_report import caption, scaling_figure, scaling_table
 from study.scaling_result import ScalingResult
+from study.similarity_report import CAPTION as SIMILARITY_CAPTION
+from study.similarity_report import (
+    similarity_figure,
+    similarity_file,
+    similarity_notes,
+    similarity_sentences,
+    similarity_table,
+)
 from study.spec import StudySpec, without_passwords
+from study.stage_costs import CAPTION as COST_CAPTION
+from study.stage_costs import NOTE as COST_NOTE
+from study.stage_costs import SHARING_NOTE, cost_figure, cost_sentences, cost_table, sharing_table, stage_costs
 from study.statistics import Mean, Ratio
 from study.terminal import duration, percent, point_text
 
-Importance = Mapping[str, Mapping[str, float]]  # arm -> searched path -> share of the variation that it explains
+Svgs = Mapping[str, str]  # name of a figure -> SVG element
 
 
 def write_report(spec: StudySpec, ledger: Ledger, importance: Importance | None = None) -> Path:
-    """Write `report.html`, and each of its figures as SVG and PNG; returns the HTML file.
+    """Write `report.html`, and beside it each of its figures as SVG, PNG, PDF and CSV; returns the HTML file.
 
-    The figures are `convergence`, where an arm has several seeds `survival`, with several objectives `pareto`, and
-    where arms were searched `slices`.
+    The figures are `convergence` and `timeline`; where an arm has several seeds `survival`, several stages `costs`;
+    with several objectives `pareto`; where arms were searched `slices`, by a grid of two numbers `grids`; and where the
+    study has them `scaling`, `inference`, `similarity` and `radar`.
     """
     folder = report_folder(spec.storage, spec.study)
     folder.mkdir(parents=True, exist_ok=True)
     found = answer(spec, ledger)
-    figures = {"convergence": convergence_figure(spec, ledger, found)}
-    if any(len(arm.trials) > 1 for arm in found.arms):
-        figures["survival"] = survival_figure(spec, found)
-    if found.front and found.front.candidates:
-        figures["pareto"] = pareto_figure(spec, found.front)
-    if found.scaling and any(arm.measurements for arm in found.scaling.arms):
-        figures["scaling"] = scaling_figure(found.scaling, dict(zip(spec.arms, itertools.cycle(COLOURS), strict=False)))
-    if searched := searched_trials(spec, ledger):
-        figures["slices"] = slices_figure(spec, searched)
-    drawn = {name: _save(figure, folder / name) for name, figure in figures.items()}
-    page = folder / "report.html"
-    page.write_text(_page(spec, ledger, found, importance or {}, drawn), encoding="utf-8")
-    return page
-
-
-def _save(figure: Figure, path: Path) -> str:
-    """Write the figure as SVG and PNG, and close it; returns the SVG element."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=150)
-    plt.close(figure)
-    svg = buffer.getvalue()
-    path.with_suffix(".svg").write_text(svg, encoding="utf-8")
-    return svg[svg.index("<svg") :]
+    svgs = {name: save(drawn, folder / name) for name, drawn in _figures(spec, ledger, found)}
+    sections = _sections(spec, ledger, found, importance or {}, svgs)
+    path = folder / "report.html"
+    path.write_text(page(spec.study, _lead(spec, ledger, found), sections), encoding="utf-8")
+    return path
 
 
 def report_folder(storage: Path, study: str) -> Path:
     return storage / "reports" / study
 
 
-def _page(spec: StudySpec, ledger: Ledger, found: Answer, importance: Importance, figures: Mapping[str, str]) -> str:
+def _figures(spec: StudySpec, ledger: Ledger, found: Answer) -> Iterator[tuple[str, Drawn]]:
+    """Name and figure of each that there is something to draw in."""
+    yield "convergence", convergence_figure(spec, ledger, found)
+    if any(len(arm.trials) > 1 for arm in found.arms):
+        yield "survival", survival_figure(spec, found)
+    if found.front and found.front.candidates:
+        yield "pareto", pareto_figure(spec, found.front)
+    if found.scaling and any(arm.measurements for arm in found.scaling.arms):
+        yield "scaling", scaling_figure(found.scaling)
+    if times := model_times(spec, ledger, found.cells):
+        yield "inference", inference_figure(spec, times)
+    costs = stage_costs(spec, ledger, found)
+    if any(len(arm.stages) > 1 for arm in costs.arms) and (drawn := cost_figure(costs)):
+        yield "costs", drawn
+    if drawn := similarity_figure(similarity_file(spec.storage, spec.study)):
+        yield "similarity", drawn
+    if drawn := radar_figure(spec, found):
+        yield "radar", drawn
+    if searched := searched_trials(spec, ledger):
+        yield "slices", slices_figure(spec, searched)
+    if pairs := grids(spec, found):
+        yield "grids", heat_map_figure(spec, found, pairs)
+    if ran := attempts(spec, ledger):
+        yield "timeline", timeline_figure(ran)
+
+
+def _lead(spec: StudySpec, ledger: Ledger, found: Answer) -> str:
+    ran_at = datetime.fromtimestamp(ledger.study(spec.study)["updated_at"], UTC)
+    return (
+        f"<h1>{text(spec.question)}</h1>\n<p class=answer>{'<br>'.join(map(text, found.sentences))}</p>\n"
+        f"<p class=note>Study <b>{text(spec.study)}</b>, last run {ran_at:%Y-%m-%d %H:%M} UTC.</p>"
+    )
+
+
+def _sections(spec: StudySpec, ledger: Ledger, found: Answer, importance: Importance, svgs: Svgs) -> list[Section]:
+    """The parts of the page, in order; a part that this study has nothing for is left out."""
     study = ledger.study(spec.study)
     environment = study["environment"]
-    ran_at = datetime.fromtimestamp(study["updated_at"], UTC)
+    compared = differences(spec, ledger, found)
+    goal = f"{metric_name(spec.convergence.metric)} of {spec.convergence.target:.0%}"
+    settings = without_passwords(json.dumps(study["spec"], indent=2, ensure_ascii=False))
     sections = [
-        f"<h1>{_text(spec.question)}</h1>",
-        f"<p class=answer>{'<br>'.join(map(_text, found.sentences))}</p>",
-        f"<p class=note>Study <b>{_text(spec.study)}</b>, last run {ran_at:%Y-%m-%d %H:%M} UTC.</p>",
-        _figure(figures["convergence"], _caption(found)),
-        "<h2>Results of each arm</h2>",
-        _rate_table(found),
-        *_difference_sections(differences(spec, ledger, found)),
-        f"<h2>Cost until a {_text(metric_name(spec.convergence.metric))} of {spec.convergence.target:.0%}</h2>",
-        _convergence_table(found),
-        _comparison_table(found),
-        *_survival_sections(found, figures),
-        *_whole_curve_sections(spec, found),
-        *_scaling_sections(found.scaling, figures),
-        *_front_sections(found.front, figures),
-        *_cell_sections(found),
-        *_importance_sections(spec, importance, figures),
-        "<h2>Trials</h2>",
-        _trial_table(spec, ledger),
-        "<h2>Data</h2>",
-        _table(["corpus", "part", "sha256 of its list of utterances"], _data_rows(environment["data"])),
-        "<h2>Versions</h2>",
-        _table(["package", "version"], [[k, v] for k, v in environment["versions"].items()]),
-        "<h2>Settings</h2>",
-        f"<pre>{_text(without_passwords(json.dumps(study['spec'], indent=2, ensure_ascii=False)))}</pre>",
+        Section("Convergence", figure("convergence", svgs["convergence"], _caption(found))),
+        Section("Results of each arm", _rate_table(found)),
+        _differences_section(compared),
+        Section(f"Cost until a {goal}", _convergence_table(found) + _comparison_table(found)),
+        _survival_section(found, svgs),
+        _whole_curves_section(spec, found),
+        _scaling_section(found.scaling, svgs),
+        _front_section(found, svgs),
+        _inference_section(spec, ledger, found, svgs),
+        _costs_section(spec, ledger, found, svgs),
+        _similarity_section(spec, svgs),
+        *_papers_sections(spec, ledger, found, svgs),
+        _cells_section(found),
+        _grids_section(spec, svgs),
+        _importance_section(spec, importance, svgs),
+        Section("Trials", _trial_table(spec, ledger)),
+        _timeline_section(svgs),
+        methods_section(spec, ledger, found, compared, importance),
+        Section("Data", table(["corpus", "part", "sha256 of its list of utterances"], _data_rows(environment["data"]))),
+        Section("Versions", table(["package", "version"], list(environment["versions"].items()))),
+        Section("Settings", preformatted(settings)),
     ]
-    return _FRAME.format(title=_text(spec.study), body="\n".join(sections))
+    return [section for section in sections if section]
 
 
 def _data_rows(data: dict[str, dict[str, str]]) -> list[list[str]]:
@@ -132,42 +167,41 @@ def _rate_table(found: Answer) -> str:
         for arm in found.arms
         for decoding, rates in by_decoding(arm.rates).items()
     ]
-    note = "<p class=note>Mean over seeds, with the 95 % interval of Student's t.</p>"
-    return _table(["arm", "seeds", "decoding", *map(metric_name, shown)], rows) + note
+    head = ["arm", "seeds", "decoding", *map(metric_name, shown)]
+    return table(head, rows) + note("Mean over seeds, with the 95 % interval of Student's t.")
 
 
-def _difference_sections(rows: Sequence[ArmDifference]) -> list[str]:
+def _differences_section(rows: Sequence[ArmDifference]) -> Section | None:
     """Each arm against its baseline, utterance by utterance, where there are comparisons."""
     if not rows:
-        return []
+        return None
     gone = missing_trials(rows)
-    missing = f"<p class=note>Without the hypotheses of {_text(', '.join(gone))}, which are gone or damaged.</p>"
-    table = _table(HEAD, [difference_cells(row) for row in rows])
-    return ["<h2>Differences</h2>", table, f"<p class=note>{_text(NOTE)}</p>", missing if gone else ""]
+    missing = note(f"Without the hypotheses of {', '.join(gone)}, which are gone or damaged.") if gone else ""
+    return Section("Differences", table(HEAD, [difference_cells(row) for row in rows]) + note(NOTE) + missing)
 
 
-def _cell_sections(found: Answer) -> list[str]:
+def _cells_section(found: Answer) -> Section | None:
     """The results of every configuration, where an arm has several of them."""
     if len(found.cells) <= len(found.arms):
-        return []
+        return None
     shown = shown_rates(cell.rates for cell in found.cells)
     rows = [
         [c.arm, point_text(c.point) or "-", str(len(c.trials)), decoding, *(rate_text(rates.get(n)) for n in shown)]
         for c in found.cells
         for decoding, rates in by_decoding(c.rates).items()
     ]
-    note = "<p class=note>Mean over all seeds, with the 95 % interval of Student's t where there are several.</p>"
-    table = _table(["arm", "searched values", "seeds", "decoding", *map(metric_name, shown)], rows)
-    return ["<h2>Results of each configuration</h2>", table + note]
+    words = "Mean over all seeds, with the 95 % interval of Student's t where there are several."
+    head = ["arm", "searched values", "seeds", "decoding", *map(metric_name, shown)]
+    return Section("Results of each configuration", table(head, rows) + note(words))
 
 
-def _front_sections(front: Front | None, figures: Mapping[str, str]) -> list[str]:
+def _front_section(found: Answer, svgs: Svgs) -> Section | None:
     """The Pareto front, where the study has several objectives."""
+    front = found.front
     if not front:
-        return []
-    title = "<h2>Pareto front</h2>"
+        return None
     if not front.candidates:
-        return [title, "<p>No finished trial has measured all objectives.</p>"]
+        return Section("Pareto front", paragraph("No finished trial has measured all objectives."))
     rows = [
         [
             candidate.arm,
@@ -179,45 +213,95 @@ def _front_sections(front: Front | None, figures: Mapping[str, str]) -> list[str
         for candidate in front.best
     ]
     head = ["arm", "searched values", "seeds", *map(objective_name, front.objectives), "probability"]
-    return [title, _figure(figures["pareto"], _FRONT_CAPTION), _table(head, rows) + _FRONT_NOTE]
+    drawn = figure("pareto", svgs["pareto"], _FRONT_CAPTION)
+    return Section("Pareto front", drawn + table(head, rows) + note(_FRONT_NOTE))
 
 
-def _scaling_sections(scaling: ScalingResult | None, figures: Mapping[str, str]) -> list[str]:
+def _scaling_section(scaling: ScalingResult | None, svgs: Svgs) -> Section | None:
     """The scaling laws of the arms, where the study asks for them."""
     if not scaling:
-        return []
-    figure = [_figure(figures["scaling"], CAPTION)] if "scaling" in figures else []
-    return [f"<h2>Scaling with {_text(scaling.size_name)}</h2>", *figure, _table(*scaling_table(scaling))]
+        return None
+    drawn = figure("scaling", svgs["scaling"], caption(scaling)) if "scaling" in svgs else ""
+    return Section(f"Scaling with {scaling.size_name}", drawn + table(*scaling_table(scaling)))
 
 
-def _importance_sections(spec: StudySpec, importance: Importance, figures: Mapping[str, str]) -> list[str]:
+def _inference_section(spec: StudySpec, ledger: Ledger, found: Answer, svgs: Svgs) -> Section | None:
+    """How long the models take to recognise, where that was measured."""
+    if "inference" not in svgs:
+        return None
+    times = model_times(spec, ledger, found.cells)
+    drawn = figure("inference", svgs["inference"], _INFERENCE_CAPTION)
+    return Section("Inference time", drawn + table(*inference_table(spec, times)) + note(inference_note(times)))
+
+
+def _costs_section(spec: StudySpec, ledger: Ledger, found: Answer, svgs: Svgs) -> Section | None:
+    """What each stage costs, and what sharing saved, where trials have several stages."""
+    if "costs" not in svgs:
+        return None
+    costs = stage_costs(spec, ledger, found)
+    body = figure("costs", svgs["costs"], COST_CAPTION) + bullets(cost_sentences(costs))
+    body += table(*cost_table(costs)) + note(COST_NOTE) + table(*sharing_table(costs)) + note(SHARING_NOTE)
+    return Section("Cost of the stages", body)
+
+
+def _similarity_section(spec: StudySpec, svgs: Svgs) -> Section | None:
+    """How alike the stages represent speech, where `study similarity` has measured it."""
+    if "similarity" not in svgs:
+        return None
+    path = similarity_file(spec.storage, spec.study)
+    body = figure("similarity", svgs["similarity"], SIMILARITY_CAPTION) + bullets(similarity_sentences(path))
+    notes = "".join(map(note, similarity_notes(path)))
+    return Section("Representations", body + table(*similarity_table(path)) + notes)
+
+
+def _papers_sections(spec: StudySpec, ledger: Ledger, found: Answer, svgs: Svgs) -> list[Section]:
+    """The papers' tables that the study covers, beside what it measured, and the claims about wav2vec-S."""
+    sections = [_report_table(tabled) for tabled in published_tables(spec, ledger, found)]
+    if "radar" in svgs:
+        sections.append(Section("Languages", figure("radar", svgs["radar"], RADAR_CAPTION)))
+    claims = claims_table(spec, ledger, found)
+    return [*sections, _report_table(claims)] if claims else sections
+
+
+def _report_table(tabled: ReportTable) -> Section:
+    return Section(tabled.title, table(tabled.head, tabled.rows) + "".join(map(note, tabled.notes)))
+
+
+def _grids_section(spec: StudySpec, svgs: Svgs) -> Section | None:
+    """The metric over each grid of two numbers."""
+    if "grids" not in svgs:
+        return None
+    title = f"{metric_name(spec.search.metric)} over the grid"
+    return Section(title, figure("grids", svgs["grids"], _GRIDS_CAPTION))
+
+
+def _timeline_section(svgs: Svgs) -> Section | None:
+    """When the stages ran, where this study has trained any itself."""
+    return Section("Timeline", figure("timeline", svgs["timeline"], _TIMELINE_CAPTION)) if "timeline" in svgs else None
+
+
+def _importance_section(spec: StudySpec, importance: Importance, svgs: Svgs) -> Section | None:
     """How the metric depends on the searched values, where arms were searched."""
     estimated = any(importance.values())
-    if not estimated and "slices" not in figures:
-        return []
-    metric = _text(metric_name(spec.search.metric))
-    sections = ["<h2>Importance of the searched values</h2>"]
-    if estimated:
-        sections.append(_importance_table(importance))
-        sections.append(
-            f"<p class=note>Share of the variation of the {metric} between an arm's trials that each value explains "
-            "(fANOVA). With few trials it is a rough estimate.</p>"
-        )
-    if "slices" in figures:
-        sections.append(_figure(figures["slices"], _SLICES_CAPTION))
-    return sections
+    if not estimated and "slices" not in svgs:
+        return None
+    body = _importance_table(spec, importance) if estimated else ""
+    body += figure("slices", svgs["slices"], _SLICES_CAPTION) if "slices" in svgs else ""
+    return Section("Importance of the searched values", body)
 
 
-def _importance_table(importance: Importance) -> str:
+def _importance_table(spec: StudySpec, importance: Importance) -> str:
     """The shares of each arm as bars, the greatest first."""
     rows = [
-        f"<tr><td>{_text(arm)}</td><td>{_text(path)}</td>"
-        f"<td><div class=bar style='width:{10 * share:.2f}rem'></div></td><td>{share:.0%}</td></tr>"
+        [text(arm), text(path), bar(share), f"{share:.0%}"]
         for arm, shares in importance.items()
         for path, share in sorted(shares.items(), key=lambda item: -item[1])
     ]
-    head = "<tr><th>arm</th><th>searched value</th><th colspan=2>importance</th></tr>"
-    return f"<div class=wide><table>{head}{''.join(rows)}</table></div>"
+    words = (
+        f"Share of the variation of the {metric_name(spec.search.metric)} between an arm's trials that each value "
+        "explains (fANOVA). With few trials it is a rough estimate."
+    )
+    return table_of_html(["arm", "searched value", "", "importance"], rows) + note(words)
 
 
 def _spent_text(axis: Axis, value: float) -> str:
@@ -235,7 +319,7 @@ def _convergence_table(found: Answer) -> str:
         spent = arm.spent
         cells = [", ".join("not reached" if v is None else _spent_text(a, v) for v in spent[a]) for a in AXES]
         rows.append([arm.arm, ", ".join(str(t.seed) for t in arm.trials), *cells, ", ".join(map(percent, arm.final))])
-    return _table(["arm", "seeds", *AXES.values(), "final value"], rows)
+    return table(["arm", "seeds", *AXES.values(), "final value"], rows)
 
 
 def _comparison_table(found: Answer) -> str:
@@ -249,21 +333,18 @@ def _comparison_table(found: Answer) -> str:
             of = "geometric" if comparison.arm.complete and comparison.baseline.complete else "restricted"
             rows.append([compared, name, _ratio_text(ratio), of if ratio else "", _p_text(p_value)])
     head = ["ratio", "in", "estimate (95 % interval, Welch's t on logarithms)", "of means", "p (Holm)"]
-    return _table(head, rows) + _COMPARISON_NOTE
+    return table(head, rows) + note(_COMPARISON_NOTE)
 
 
-def _survival_sections(found: Answer, figures: Mapping[str, str]) -> list[str]:
+def _survival_section(found: Answer, svgs: Svgs) -> Section | None:
     """When the seeds reached each target, where an arm has several of them."""
-    if "survival" not in figures:
-        return []
+    if "survival" not in svgs:
+        return None
     mean, ratio = "restricted mean (95 %)", "ratio (95 %)"
     head = ["target", "arm", "reached", mean, "up to", "ratio to", ratio, "log-rank p"]
     rows = [_target_row(result) for result in found.targets if result.axis == "accelerator_seconds"]
-    return [
-        "<h2>Seeds that have not reached the target</h2>",
-        _figure(figures["survival"], _SURVIVAL_CAPTION),
-        _table(head, rows) + _TARGET_NOTE,
-    ]
+    drawn = figure("survival", svgs["survival"], _SURVIVAL_CAPTION)
+    return Section("Seeds that have not reached the target", drawn + table(head, rows) + note(_TARGET_NOTE))
 
 
 def _target_row(result: TargetResult) -> list[str]:
@@ -279,10 +360,10 @@ def _target_row(result: TargetResult) -> list[str]:
     ]
 
 
-def _whole_curve_sections(spec: StudySpec, found: Answer) -> list[str]:
+def _whole_curves_section(spec: StudySpec, found: Answer) -> Section | None:
     """The mean of the metric over the budget that all trials have, and how fast it comes down."""
     if not found.whole_curves:
-        return []
+        return None
     metric = metric_name(spec.convergence.metric)
     rows = [
         [
@@ -295,13 +376,13 @@ def _whole_curve_sections(spec: StudySpec, found: Answer) -> list[str]:
     ]
     head = ["arm", f"mean {metric}, linear", f"mean {metric}, logarithmic", "decay time, updates"]
     until = found.whole_curves[0].until
-    note = (
-        f"<p class=note>Area under the curve of the {_text(metric)} over the updates that all trials have, up to "
-        f"{until}, divided by its width: every update alike, and every doubling of the updates alike. Before its first "
-        "evaluation a trial is at its first value. Decay time: tau of y_inf + a exp(-t / tau), fitted to each "
-        "seed from its first evaluation on. Means over seeds, with the 95 % interval of Student's t.</p>"
+    words = (
+        f"Area under the curve of the {metric} over the updates that all trials have, up to {until}, divided by its "
+        "width: every update alike, and every doubling of the updates alike. Before its first evaluation a trial is at "
+        "its first value. Decay time: tau of y_inf + a exp(-t / tau), fitted to each seed from its first evaluation "
+        "on. Means over seeds, with the 95 % interval of Student's t."
     )
-    return ["<h2>Whole curves</h2>", _table(head, rows) + note]
+    return Section("Whole curves", table(head, rows) + note(words))
 
 
 def _spent_mean_text(axis: Axis, mean: Mean) -> str:
@@ -347,22 +428,7 @@ def _trial_table(spec: StudySpec, ledger: Ledger) -> str:
         "searched values",
         "status",
     ]
-    return _table(head, rows)
-
-
-def _figure(svg: str, caption: str) -> str:
-    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    def line(tag: str, cells: Sequence[object]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{_text(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    return f"<div class=wide><table>{line('th', head)}{''.join(line('td', row) for row in rows)}</table></div>"
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
+    return table(head, rows)
 
 
 _FRONT_CAPTION = (
@@ -371,42 +437,37 @@ _FRONT_CAPTION = (
     "the trials so far dominate, all objectives together."
 )
 _FRONT_NOTE = (
-    "<p class=note>Mean over all seeds, with the 95 % interval of Student's t where there are several. Probability: "
+    "Mean over all seeds, with the 95 % interval of Student's t where there are several. Probability: "
     "how often no other configuration dominates this one when the seeds are drawn again (bootstrap); the noise of a "
-    "single seed is taken from the configurations with several, and is unknown where there are none.</p>"
+    "single seed is taken from the configurations with several, and is unknown where there are none."
 )
 _COMPARISON_NOTE = (
-    "<p class=note>Of geometric means where every seed of both arms reached the target; otherwise of restricted means: "
+    "Of geometric means where every seed of both arms reached the target; otherwise of restricted means: "
     "of what is spent until the target, or until the end of what is known of both arms where it comes first. p: of a "
-    "ratio of 1, by Holm's method over the comparisons.</p>"
+    "ratio of 1, by Holm's method over the comparisons."
 )
 _SURVIVAL_CAPTION = (
     "Share of the seeds of each arm that have not reached the target (Kaplan and Meier). Ticks: where the curve of a "
     "seed ended above it."
 )
 _TARGET_NOTE = (
-    "<p class=note>Restricted mean: the accelerator time that a seed spends until the target, or until the stated end "
+    "Restricted mean: the accelerator time that a seed spends until the target, or until the stated end "
     "of what is known of the arm and its baseline where it comes first, with the interval by Klein and Moeschberger's "
     "error. Ratio: as above. Log-rank p: exact over all arrangements of few seeds (3 and 3 cannot go below 0.1), by "
-    "Holm's method over the arms that are compared at this target.</p>"
+    "Holm's method over the arms that are compared at this target."
+)
+_INFERENCE_CAPTION = (
+    "A dot for each configuration: means, with the standard deviation of the passes and the 95 % interval over seeds. "
+    "The line joins what no other beats in both."
 )
 _SLICES_CAPTION = "Filled: finished trials of the search. Hollow: stopped early, with the last value that they had."
-
-_FRAME = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; color: #222; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
-.answer {{ font-size: 1.1rem; border-left: 4px solid #0b6fa4; padding-left: 1rem; }}
-.note, figcaption {{ color: #666; font-size: .9rem; }}
-figure {{ margin: 1rem 0; }} svg {{ max-width: 100%; height: auto; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; margin: .5rem 0; font-size: .9rem; }}
-.bar {{ background: #0b6fa4; height: .7rem; }}
-th, td {{ padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }}
-pre {{ background: #f6f6f6; padding: 1rem; overflow-x: auto; font-size: .8rem; }}
-</style></head><body>
-{body}
-</body></html>
-"""
+_GRIDS_CAPTION = (
+    "Mean over the seeds of each point of the grid; outlined: the lowest of the arm. Points without a finished trial "
+    "are empty."
+)
+_TIMELINE_CAPTION = (
+    "A bar for each stretch of time in which a stage ran, from the times of its reports, in as many lanes as stages "
+    "ran at a time. A stage that was interrupted has several bars; what it did after the last report before an "
+    "interruption, and what it then did again, falls into the gap. Stages that an earlier study had trained are not "
+    "shown."
+)

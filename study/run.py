@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from study import corpora, errors, garbage, language_model
+from study import compare, corpora, errors, garbage, language_model, similarity
 from study.database import LedgerError
 from study.ledger import Ledger
 from study.spec import StudySpec, read_spec, trials_of, without_passwords
@@ -27,6 +27,7 @@ from trainables.settings_file import SettingsError
 if TYPE_CHECKING:
     from study.estimate import Estimate
     from study.plan import Plan
+    from study.tracking import Conclusion
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
 VERBS = (
@@ -34,7 +35,9 @@ VERBS = (
     "plan",
     "status",
     "report",
+    "compare",
     "errors",
+    "similarity",
     "models",
     "presets",
     "export",
@@ -113,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("trained", metavar="TRIAL-or-folder", help="a trial, as STUDY/TRIAL or TRIAL, or a folder")
     transcribe.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio, any rate, any channels")
     transcribe.set_defaults(command=_transcribe)
-    for module in (errors, corpora, language_model, garbage):
+    for module in (compare, errors, similarity, corpora, language_model, garbage):
         module.add_parser(verbs)
     for verb in (status, report, export, transcribe, journal):
         verb.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
@@ -184,16 +187,16 @@ def _run_and_mirror(console: Console, spec: StudySpec, plan: Plan, ledger: Ledge
     uri = tracking_uri(spec.storage, spec.mlflow.tracking_uri)
     mirror = MirrorProcess(ledger.url, spec.study, spec.storage, uri) if spec.mlflow.enabled else None
     console.print("Starting Ray and the first workers; this takes about half a minute.", style="dim")
-    page, note = None, ""
+    conclusion = None
     try:
         with connect():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in the place
             _run_trials(console, spec, plan, ledger, run)
-        page, note = _conclude(console, spec, ledger)
+        conclusion = _conclude(console, spec, ledger)
     except NoClusterError as error:
         raise SettingsError([str(error)]) from error
     finally:
-        mirrored = mirror.finish(page.parent if page else None, note) if mirror else True
+        mirrored = mirror.finish(conclusion) if mirror else True
     if mirror:
         _tell_mlflow(console, uri, mirrored, mirror.log)
     return SOME_FAILED if ledger.count(spec.study)["failed"] else DONE
@@ -202,11 +205,14 @@ def _run_and_mirror(console: Console, spec: StudySpec, plan: Plan, ledger: Ledge
 def _run_trials(console: Console, spec: StudySpec, plan: Plan, ledger: Ledger, run: str) -> None:
     from cluster.nodes import InfeasibleError
     from study.execution import run_trials
+    from study.inference_time import measure_inference_times
     from study.terminal import Terminal
 
     try:
         with Terminal(console, spec, plan, ledger) as terminal:
             run_trials(spec, ledger, run, terminal)
+            if ledger.is_over(spec.study):
+                measure_inference_times(spec, ledger, terminal)
     except InfeasibleError as error:
         raise SettingsError([str(error)]) from error
 
@@ -251,9 +257,10 @@ def _fetch_initial_weights(spec: StudySpec) -> None:
         raise SettingsError(errors)
 
 
-def _conclude(console: Console, spec: StudySpec, ledger: Any) -> tuple[Path, str]:
-    """Print ranking, failures and answer, and write the report. Returns the page and the answer's sentences."""
+def _conclude(console: Console, spec: StudySpec, ledger: Any) -> Conclusion:
+    """Print ranking, failures and answer, and write the report."""
     from study.answer import answer
+    from study.conclusion import conclusion
     from study.optuna_studies import importance
     from study.report import write_report
     from study.terminal import answer_lines, failures, front_table, ranking, rate_table
@@ -267,7 +274,7 @@ def _conclude(console: Console, spec: StudySpec, ledger: Any) -> tuple[Path, str
     console.print(*tables, answer_lines(spec, found), sep="\n")
     page = write_report(spec, ledger, importance(spec, ledger))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
-    return page, " ".join(found.sentences)
+    return conclusion(spec, ledger, found, page.parent)
 
 
 def _tell_mlflow(console: Console, uri: str, mirrored: bool, log: Path) -> None:
@@ -319,8 +326,12 @@ def _status_of(ledger: Any, study: str) -> dict[str, Any]:
 def _report(options: argparse.Namespace) -> int:
     from study.answer import answer, answer_as_dict
     from study.differences import differences, differences_as_dicts
+    from study.inference_report import model_times, model_times_as_dicts
     from study.optuna_studies import importance
+    from study.papers import as_dicts
     from study.report import write_report
+    from study.similarity_report import similarities_as_dict, similarity_file
+    from study.stage_costs import stage_costs, stage_costs_as_dict
 
     ledger = _ledger(options.storage)
     spec = StudySpec.model_validate(_study(ledger, options.study)["spec"])
@@ -329,8 +340,16 @@ def _report(options: argparse.Namespace) -> int:
     page = write_report(spec, ledger, shares)
     if options.json:
         found = answer(spec, ledger)
-        compared = differences_as_dicts(differences(spec, ledger, found))
-        whole = {"report": str(page), **answer_as_dict(found), "differences": compared, "importance": shares}
+        whole = {
+            "report": str(page),
+            **answer_as_dict(found),
+            "differences": differences_as_dicts(differences(spec, ledger, found)),
+            "importance": shares,
+            "inference": model_times_as_dicts(model_times(spec, ledger, found.cells)),
+            "stage_costs": stage_costs_as_dict(stage_costs(spec, ledger, found)),
+            "similarity": similarities_as_dict(similarity_file(spec.storage, spec.study)),
+            "papers": as_dicts(spec, ledger, found),
+        }
         print(json.dumps(whole, indent=2))
     else:
         print(page)

@@ -27,6 +27,7 @@ HUBER = 1.345  # standard deviations: 95 % of the efficiency of least squares wh
 MIN_DELTA = 1e-3  # of Hoffmann et al. (2022), for losses without visible noise
 MAX_ITERATIONS = 300
 MAX_EXPONENT = 4.0
+MOST_CORRELATED = 0.9  # of the logarithms of two sizes
 REPEATS = 15.0  # R* of Muennighoff et al. (2023)
 
 
@@ -123,14 +124,13 @@ class Repetition(Form):
     def values(self, parameters: RealOrComplex, sizes: Array) -> RealOrComplex:
         log_A, alpha, E, log_repeats = parameters.T[..., None]
         unique, epochs = sizes.T
-        repeats = np.exp(log_repeats)
-        effective = 1 + repeats * (1 - np.exp(-(epochs - 1) / repeats))
-        return np.asarray(E + np.exp(log_A - alpha * (np.log(unique) + np.log(effective))))
+        worth = np.log(_worth(epochs, np.exp(log_repeats)))
+        return np.asarray(E + np.exp(log_A - alpha * (np.log(unique) + worth)))
 
     def starts(self, log_values: Array, sizes: Array) -> Array:
         found = []
         for repeats in (self.repeats,) if self.repeats else (3.0, REPEATS, 75.0):
-            effective = sizes[:, 0] * (1 + repeats * (1 - np.exp(-(sizes[:, 1] - 1) / repeats)))
+            effective = sizes[:, 0] * _worth(sizes[:, 1], repeats).real
             plain = _starts(log_values, effective, shares=(0.0, 0.3, 0.6, 0.9))
             found.append(np.column_stack([plain, np.full(len(plain), math.log(repeats))]))
         return np.concatenate(found)
@@ -143,6 +143,16 @@ class Repetition(Form):
     def in_units(self, parameters: Array, size: float, second: float, value: float) -> Array:
         plain = PowerLaw().in_units(parameters[:, :3], size, second, value)
         return np.column_stack([plain, np.exp(parameters[:, 3])])
+
+
+def _worth(epochs: Array, repeats: float | RealOrComplex) -> RealOrComplex:
+    """How many unique hours an hour counts as that is seen in so many epochs."""
+    return np.asarray(1 + repeats * (1 - np.exp(-(epochs - 1) / repeats)))
+
+
+def effective_size(measurement: Measurement, repeats: float = REPEATS) -> float:
+    """D' of `Repetition`: the unique hours that would serve as well as these in several epochs."""
+    return float(measurement.size * _worth(np.array(measurement.second), repeats).real)
 
 
 @dataclass(frozen=True)
@@ -449,6 +459,26 @@ def bootstrap(measurements: Sequence[Measurement], form: Form, n: int = 1000, se
     return Bootstrap(law, kept, rng.choice(residuals, len(kept)))
 
 
+def refuse_joint(measurements: Sequence[Measurement]) -> str | None:
+    """The same for `Joint`: each of its two sizes must vary enough, and neither only together with the other."""
+    reasons = [refuse(measurements)]
+    if measurements:
+        reasons.append(refuse([Measurement(m.second, m.value, m.seed) for m in measurements]))
+    names = ("of the first size", "of the second size")
+    found = [f"{name}, {reason}" for name, reason in zip(names, reasons, strict=False) if reason]
+    if not found and abs(_correlation(measurements)) > MOST_CORRELATED:
+        found.append(
+            "both sizes grow together, so that what each brings cannot be told apart: run the largest first size with "
+            "the smallest second size, and the other way round, next"
+        )
+    return "; ".join(found) or None
+
+
+def _correlation(measurements: Sequence[Measurement]) -> float:
+    first, second = np.log([(m.size, m.second) for m in measurements]).T
+    return float(np.corrcoef(first, second)[0, 1])
+
+
 def refuse(measurements: Sequence[Measurement]) -> str | None:
     """Why no law can be told from the measurements, and what to run next; None where one can."""
     sizes = sorted({m.size for m in measurements})
@@ -522,29 +552,30 @@ class BreakEven:
     high: float | None
 
 
-def break_even(a: Bootstrap, b: Bootstrap, smallest: float, largest: float) -> BreakEven | None:
+def break_even(a: Bootstrap, b: Bootstrap, smallest: float, largest: float, second: float = 1.0) -> BreakEven | None:
     """The last size in the range where the curves of two laws cross, with its 95 % interval; None: they do not.
 
-    Resampled laws that do not cross in the range count as crossing below it, if all of it is ordered as its end is by
-    the fitted laws, and above it otherwise.
+    Forms that take a second size have it as given. Resampled laws that do not cross in the range count as crossing
+    below it, if all of it is ordered as its end is by the fitted laws, and above it otherwise.
     """
     grid = np.geomspace(smallest, largest, 400)
-    gap = _gaps(a.law, a.law.normalised[None], grid) - _gaps(b.law, b.law.normalised[None], grid)
+    gap = _gaps(a.law, a.law.normalised[None], grid, second) - _gaps(b.law, b.law.normalised[None], grid, second)
     (found,) = _crossings(gap, grid, float(np.sign(gap[0, -1])))
     if not 0 < found < math.inf:
         return None
     pairs = min(len(a.resampled), len(b.resampled))
-    ours = _gaps(a.law, a.resampled[:pairs], grid)
-    theirs = _gaps(b.law, b.resampled[:pairs][::-1], grid)  # reversed: both may come from the same random numbers
+    ours = _gaps(a.law, a.resampled[:pairs], grid, second)
+    reverse = b.resampled[:pairs][::-1]  # both may come from the same random numbers
+    theirs = _gaps(b.law, reverse, grid, second)
     crossings = _crossings(ours - theirs, grid, float(np.sign(gap[0, -1])))
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(crossings, [tail, 1 - tail], method="inverted_cdf")
     return BreakEven(float(found), float(low) if low > 0 else None, float(high) if high < math.inf else None)
 
 
-def _gaps(law: Law, parameters: Array, grid: Array) -> Array:
+def _gaps(law: Law, parameters: Array, grid: Array, second: float) -> Array:
     """The logarithm of each law at each size; (B, sizes)."""
-    at = np.column_stack([grid / law.units[0], np.ones_like(grid)])
+    at = np.column_stack([grid / law.units[0], np.full_like(grid, second / law.units[1])])
     return np.asarray(np.log(law.units[2] * law.form.values(parameters, at)))
 
 

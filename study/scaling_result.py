@@ -6,25 +6,39 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from study.convergence import Axis, spent_until
 from study.ledger import Ledger, Trial
 from study.scaling import (
     Bootstrap,
     BreakEven,
+    Form,
     HeldOut,
     Interval,
+    Joint,
     Measurement,
+    NoAsymptote,
     PowerLaw,
+    Repetition,
     ScalingError,
     bootstrap,
     break_even,
     compare_forms,
+    effective_size,
     refuse,
+    refuse_joint,
     size_text,
 )
-from study.spec import StudySpec
+from study.spec import ScalingSpec, StudySpec
 
 BEYOND = 10.0  # how far past the largest measured size two arms may cross
 MISFIT = 0.05  # p-values from here down
+
+FORMS: dict[str, Form] = {"power_law": PowerLaw(), "repetition": Repetition(), "joint": Joint()}
+SPENT: dict[str, tuple[Axis, float]] = {  # metric -> what is spent until the target, and its unit
+    "updates_to_target": ("step", 1.0),
+    "audio_hours_to_target": ("audio_seconds", 3600.0),
+    "accelerator_hours_to_target": ("accelerator_seconds", 3600.0),
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,8 @@ class ArmScaling:
     measurements: list[Measurement]
     refused: str | None
     found: Bootstrap | None
-    held_out: list[HeldOut]  # without an asymptote, and with one
+    held_out: list[HeldOut]  # without an asymptote, and with one; other forms alone
+    reference: float = 1.0  # second size that curves, predictions and crossings are about; of repetition: seen once
 
     @property
     def sizes(self) -> list[float]:
@@ -58,6 +73,8 @@ class Crossing:
 class ScalingResult:
     size: str  # path of the trial, or `parameters`
     metric: str
+    form: str
+    second: str | None  # of `joint`; its path of the trial, or `parameters`
     predict_at: tuple[float, ...]
     arms: list[ArmScaling]
     crossings: list[Crossing]
@@ -65,7 +82,33 @@ class ScalingResult:
     @property
     def size_name(self) -> str:
         """As a person reads it; `corpus.unlabelled_hours` is `unlabelled hours`."""
-        return self.size.rpartition(".")[2].replace("_", " ")
+        return _name(self.size)
+
+    @property
+    def second_name(self) -> str | None:
+        """Of what the law takes beside the size."""
+        return {"repetition": "epochs", "joint": _name(self.second or "")}.get(self.form)
+
+    def position(self, measurement: Measurement) -> float:
+        """On the axis of sizes; repeated hours count for less and less."""
+        return effective_size(measurement) if self.form == "repetition" else measurement.size
+
+    @property
+    def unit(self) -> tuple[float, str]:
+        """Factor and sign with which values are shown: rates in percent."""
+        return (1.0, "") if self.metric in SPENT else (100.0, "%")
+
+    def interval_text(self, interval: Interval) -> str:
+        """`11.0% (0.0-18.2)`, or `1,240 (1,100-1,390)`."""
+        factor, sign = self.unit
+        digits = ".1f" if sign else ",.3g" if interval.estimate < 1000 else ",.0f"
+        return f"{interval.estimate * factor:{digits}}{sign} ({self.range_text(interval)})"
+
+    def range_text(self, interval: Interval) -> str:
+        """The ends of the interval."""
+        factor, sign = self.unit
+        digits = ".1f" if sign else ",.3g" if interval.estimate < 1000 else ",.0f"
+        return f"{interval.low * factor:{digits}}-{interval.high * factor:{digits}}"
 
     def sentences(self, metric_name: str) -> list[str]:
         """What is known of each arm, and where arms cross."""
@@ -77,28 +120,59 @@ def scaling_result(spec: StudySpec, ledger: Ledger) -> ScalingResult | None:
     """The laws of the arms that the study names; None where it asks for none."""
     if spec.scaling is None:
         return None
-    arms = [_arm_scaling(arm, _measurements(spec, ledger, arm)) for arm in spec.scaled_arms]
+    arms = [_arm_scaling(spec.scaling, arm, *_measurements(spec, ledger, arm)) for arm in spec.scaled_arms]
     of = {arm.arm: arm for arm in arms}
     pairs = [(of[arm], of[baseline]) for arm, baseline in spec.comparisons() if arm in of and baseline in of]
     crossings = [found for arm, baseline in pairs if (found := _crossing(arm, baseline))]
-    return ScalingResult(spec.scaling.size, spec.scaling.metric, spec.scaling.predict_at, arms, crossings)
+    asked = spec.scaling
+    return ScalingResult(asked.size, asked.metric, asked.form, asked.second, asked.predict_at, arms, crossings)
 
 
-def _measurements(spec: StudySpec, ledger: Ledger, arm: str) -> list[Measurement]:
-    """The finished trials of the arm that have a size and the metric; of those of one size and seed, the best one."""
-    assert spec.scaling is not None
-    best: dict[tuple[float, int], Measurement] = {}
+def _measurements(spec: StudySpec, ledger: Ledger, arm: str) -> tuple[list[Measurement], int]:
+    """The finished trials of the arm that have sizes and the metric; of those of equal sizes and seed, the best one.
+
+    And how many more have sizes, but did not reach the target.
+    """
+    asked = spec.scaling
+    assert asked is not None
+    best: dict[tuple[float, float, int], Measurement] = {}
+    missed = 0
     for trial in ledger.trials(spec.study):
         if trial.arm != arm or trial.status != "finished":
             continue
         final = ledger.final(spec.study, trial.trial)
-        size, value = _size(trial, final, spec.scaling.size), final.get(spec.scaling.metric)
-        if size is None or value is None:
+        size, second = _size(trial, final, asked.size), _second(ledger, trial, final, asked)
+        value = _spent(spec, ledger, trial, asked.metric) if asked.metric in SPENT else final.get(asked.metric)
+        if size is None or second is None:
             continue
-        known = best.get((size, trial.seed))
+        if value is None:
+            missed += asked.metric in SPENT
+            continue
+        known = best.get((size, second, trial.seed))
         if known is None or value < known.value:
-            best[size, trial.seed] = Measurement(size, value, trial.seed)
-    return sorted(best.values(), key=lambda m: (m.size, m.seed))
+            best[size, second, trial.seed] = Measurement(size, value, trial.seed, second)
+    return sorted(best.values(), key=lambda m: (m.size, m.second, m.seed)), missed
+
+
+def _spent(spec: StudySpec, ledger: Ledger, trial: Trial, metric: str) -> float | None:
+    """Until the target; None: it was not reached."""
+    axis, unit = SPENT[metric]
+    curve = ledger.curve(spec.study, trial.trial, spec.convergence.metric)
+    spent = spent_until(curve, spec.convergence.target, axis)
+    return None if spent is None else spent / unit
+
+
+def _second(ledger: Ledger, trial: Trial, final: Mapping[str, float], asked: ScalingSpec) -> float | None:
+    """What the law takes beside the size; None where the trial has none."""
+    if asked.form == "repetition":  # epochs of the first stage, the pre-training
+        curve = ledger.curve(trial.study, trial.trial)
+        epochs = [point.epochs for point in curve if point.stage == curve[0].stage]
+        return max(1.0, epochs[-1]) if epochs else None
+    return _size(trial, final, asked.second) if asked.second else 1.0
+
+
+def _name(path: str) -> str:
+    return path.rpartition(".")[2].replace("_", " ")
 
 
 def _size(trial: Trial, final: Mapping[str, float], path: str) -> float | None:
@@ -111,14 +185,27 @@ def _size(trial: Trial, final: Mapping[str, float], path: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _arm_scaling(arm: str, measurements: list[Measurement]) -> ArmScaling:
+def _arm_scaling(asked: ScalingSpec, arm: str, measurements: list[Measurement], missed: int) -> ArmScaling:
+    form = FORMS[asked.form]
+    compared = (NoAsymptote(), form) if asked.form == "power_law" else (form,)
     try:
-        refused = refuse(measurements)
+        refused = _censored(measurements, missed) or (refuse_joint if asked.form == "joint" else refuse)(measurements)
         if refused is None:
-            return ArmScaling(arm, measurements, None, bootstrap(measurements, PowerLaw()), compare_forms(measurements))
+            held_out = compare_forms(measurements, compared)
+            largest = max(measurements, key=lambda m: (m.size, m.second))
+            reference = largest.second if asked.form == "joint" else 1.0
+            return ArmScaling(arm, measurements, None, bootstrap(measurements, form), held_out, reference)
     except ScalingError as error:
         refused = str(error)
     return ArmScaling(arm, measurements, refused, None, [])
+
+
+def _censored(measurements: Sequence[Measurement], missed: int) -> str | None:
+    """A law of the runs that reached the target would be too good."""
+    if not missed:
+        return None
+    runs = len(measurements) + missed
+    return f"{missed} of {runs} runs did not reach the target: train them for longer, or take a target that all reach"
 
 
 def _crossing(arm: ArmScaling, baseline: ArmScaling) -> Crossing | None:
@@ -127,19 +214,20 @@ def _crossing(arm: ArmScaling, baseline: ArmScaling) -> Crossing | None:
         return None
     smallest = min(arm.sizes[0], baseline.sizes[0])
     largest = BEYOND * max(arm.sizes[-1], baseline.sizes[-1])
-    above = min((arm, arm.found), (baseline, baseline.found), key=lambda side: side[1].law.predict(largest))[0]
-    found = break_even(arm.found, baseline.found, smallest, largest)
+    second = arm.reference
+    sides = ((arm, arm.found), (baseline, baseline.found))
+    above = min(sides, key=lambda side: side[1].law.predict(largest, second))[0]
+    found = break_even(arm.found, baseline.found, smallest, largest, second)
     return Crossing(arm.arm, baseline.arm, (smallest, largest), found, above.arm)
 
 
 def _law_sentence(result: ScalingResult, arm: ArmScaling, metric_name: str) -> str:
     if arm.found is None:
         return f"{arm.arm}: no scaling law of the {metric_name} can be told: {arm.refused}."
-    alpha, asymptote = arm.found.parameter("alpha"), arm.found.parameter("E")
+    found, asymptote = arm.found, result.interval_text(arm.found.parameter("E"))
     parts = [
-        f"{arm.arm}: {metric_name} falls as {result.size_name}^-{alpha.estimate:.2f} (95 % interval {alpha.low:.2f}-"
-        f"{alpha.high:.2f}) towards {percent_interval(asymptote)}.",
-        *(_prediction(result, arm.found, size) for size in result.predict_at),
+        f"{arm.arm}: {metric_name} falls as {_powers(result, found)} towards {asymptote}.",
+        *(_prediction(result, arm, found, size) for size in result.predict_at),
     ]
     if arm.found.law.misfit is not None and arm.found.law.misfit <= MISFIT:
         parts.append(
@@ -149,12 +237,26 @@ def _law_sentence(result: ScalingResult, arm: ArmScaling, metric_name: str) -> s
     return " ".join(parts)
 
 
-def _prediction(result: ScalingResult, found: Bootstrap, size: float) -> str:
-    mean, run = found.mean_at(size), found.new_run_at(size)
-    return (
-        f"At {size_text(size)} {result.size_name} it would be {percent_interval(mean)} on average, and {_range(run)} "
-        "with a single new run."
-    )
+def _powers(result: ScalingResult, found: Bootstrap) -> str:
+    """`unlabelled hours^-0.48 (95 % interval 0.45-0.52)`, and what the other forms say besides."""
+    first = f"{result.size_name}^-{_exponent(found.parameter('alpha'))}"
+    if result.form == "joint":
+        return f"{first} and {result.second_name}^-{_exponent(found.parameter('beta'))}"
+    if result.form == "repetition":
+        return f"{first}, repeated hours counted as Muennighoff et al. do (R* = {found.law.parameters['R*']:g}),"
+    return first
+
+
+def _exponent(interval: Interval) -> str:
+    return f"{interval.estimate:.2f} (95 % interval {interval.low:.2f}-{interval.high:.2f})"
+
+
+def _prediction(result: ScalingResult, arm: ArmScaling, found: Bootstrap, size: float) -> str:
+    mean, run = found.mean_at(size, arm.reference), found.new_run_at(size, arm.reference)
+    beside = {"repetition": ", seen once,", "joint": f" and {size_text(arm.reference)} {result.second_name}"}
+    at = f"{size_text(size)} {result.size_name}{beside.get(result.form, '')}"
+    average, single = result.interval_text(mean), result.range_text(run)
+    return f"At {at} it would be {average} on average, and {single} with a single new run."
 
 
 def _crossing_sentence(result: ScalingResult, crossing: Crossing, metric_name: str) -> str:
@@ -182,20 +284,13 @@ def break_even_range(crossing: Crossing) -> str:
     )
 
 
-def percent_interval(interval: Interval) -> str:
-    """`11.0% (0.0-18.2)`."""
-    return f"{interval.estimate:.1%} ({_range(interval)})"
-
-
-def _range(interval: Interval) -> str:
-    return f"{100 * interval.low:.1f}-{100 * interval.high:.1f}"
-
-
 def scaling_as_dict(result: ScalingResult) -> dict[str, Any]:
     """What `study report --json` prints of it."""
     return {
         "size": result.size,
         "metric": result.metric,
+        "form": result.form,
+        "second": result.second_name,
         "arms": [_arm_as_dict(arm, result.predict_at) for arm in result.arms],
         "crossings": [asdict(crossing) for crossing in result.crossings],
     }
@@ -204,20 +299,25 @@ def scaling_as_dict(result: ScalingResult) -> dict[str, Any]:
 def _arm_as_dict(arm: ArmScaling, predict_at: Sequence[float]) -> dict[str, Any]:
     return {
         "arm": arm.arm,
-        "measurements": [{"size": m.size, "value": m.value, "seed": m.seed} for m in arm.measurements],
+        "measurements": [asdict(m) for m in arm.measurements],
         "refused": arm.refused,
-        "law": _law_as_dict(arm.found, predict_at) if arm.found else None,
+        "law": _law_as_dict(arm.found, predict_at, arm.reference) if arm.found else None,
         "held_out": {h.name: h.error for h in arm.held_out},
     }
 
 
-def _law_as_dict(found: Bootstrap, predict_at: Sequence[float]) -> dict[str, Any]:
+def _law_as_dict(found: Bootstrap, predict_at: Sequence[float], second: float) -> dict[str, Any]:
     return {
         **{name: asdict(found.parameter(name)) for name in found.law.form.names},
         "noise": found.law.noise,
         "misfit": found.law.misfit,
         "predictions": [
-            {"size": size, "mean": asdict(found.mean_at(size)), "new_run": asdict(found.new_run_at(size))}
+            {
+                "size": size,
+                "second": second,
+                "mean": asdict(found.mean_at(size, second)),
+                "new_run": asdict(found.new_run_at(size, second)),
+            }
             for size in predict_at
         ],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import re
@@ -12,8 +13,9 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import ByteSize, Field, ValidationError, model_validator
 
 from cluster.ray_job import inside_ray_job
-from search_spaces.space import Point, Space, condition_errors, probe_points, sampled
+from search_spaces.space import Point, Space, Value, condition_errors, probe_points, sampled
 from study.early_stopping import EarlyStoppingConfig
+from study.published import TableMapping, mapping_errors
 from trainables.config import Config, merge
 from trainables.settings_file import Location, SettingsError, SettingsFile, did_you_mean, explain, read_settings_file
 from trainables.stage import StageKind
@@ -23,6 +25,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Metric = Literal["dev_wer", "dev_cer", "dev_mer"]
 FinalMetric = Literal[Metric, "dev_wer_lm", "dev_cer_lm", "dev_mer_lm"]
 METRICS = get_args(FinalMetric)
+SpentMetric = Literal["updates_to_target", "audio_hours_to_target", "accelerator_hours_to_target"]
 
 # Combinations of values that are checked before a study starts; each takes about a millisecond.
 MAX_COMBINATIONS = 2_000
@@ -164,9 +167,31 @@ class ScalingSpec(Config):
     size: str = Field(
         description="Dotted path of the trial, such as corpus.unlabelled_hours; `parameters`: of the recogniser."
     )
-    metric: FinalMetric = "dev_wer"
+    metric: FinalMetric | SpentMetric = Field(
+        "dev_wer", description="Or what is spent until the target of `convergence`: updates_to_target and so on."
+    )
+    form: Literal["power_law", "repetition", "joint"] = Field(
+        "power_law", description="repetition: hours are unique, and the epochs of pre-training count; joint: two sizes."
+    )
+    second: str | None = Field(None, description="Of joint: the other size, a path of the trial or `parameters`.")
     arms: tuple[Name, ...] | Literal["all"] = "all"
     predict_at: tuple[Annotated[float, Field(gt=0)], ...] = Field((), description="Sizes to predict the metric at.")
+
+    @model_validator(mode="after")
+    def _second_goes_with_joint(self) -> Self:
+        if (self.form == "joint") != (self.second is not None):
+            raise ValueError(f"scaling.second is the other size of form: joint, got {self.second!r} with {self.form}")
+        return self
+
+
+class InferenceTimeSpec(Config):
+    """How long trained models take to recognise a split: measured after the search, with nothing beside it."""
+
+    split: Literal["dev", "test"] = "dev"
+    batch_seconds: float = Field(250, gt=0, description="Padded audio in a batch (P-SEW: 250 s).")
+    warmup: int = Field(1, ge=0, description="Passes over the split that do not count.")
+    repeats: int = Field(5, ge=2, description="Passes that count; their spread is told.")
+    wait_minutes: float = Field(10, gt=0, description="Until a whole accelerator (without GPUs, a node) is free.")
 
 
 class GroupSpec(Config):
@@ -267,6 +292,10 @@ class StudySpec(Config):
     replication: ReplicationSpec = ReplicationSpec()
     convergence: ConvergenceSpec
     scaling: ScalingSpec | None = Field(None, description="None: no scaling law is fitted.")
+    inference_time: InferenceTimeSpec | None = Field(None, description="None: it is not measured.")
+    tables: dict[str, TableMapping] = Field(
+        {}, description="Published tables that the study covers: coordinate -> dotted path of the trial, or arm: value."
+    )
     early_stopping: EarlyStoppingConfig | None = Field(None, description="None: every trial trains to its end.")
     stop: StopSpec = StopSpec()
     resources: ResourcesSpec = ResourcesSpec()
@@ -319,6 +348,14 @@ class StudySpec(Config):
         if self.scaling is None:
             return ()
         return tuple(self.arms) if self.scaling.arms == "all" else self.scaling.arms
+
+    def known_trials(self) -> dict[str, TrialConfig]:
+        """Arm -> its configuration, without its searched values; arms that only another version knows are left out."""
+        found = {}
+        for arm in self.arms:
+            with contextlib.suppress(ValidationError):
+                found[arm] = self.trial_config(arm)
+        return found
 
     def trial_config(self, arm: str, point: Point | None = None, seed: int | None = None) -> TrialConfig:
         """The resolved configuration of an arm at a point of its space. Raises pydantic's ValidationError."""
@@ -394,6 +431,8 @@ def _read_spec(path: Path, overrides: Iterable[str], *, absent_is_fine: bool) ->
     except ValidationError as error:
         found += explain(error, StudySpec)
     found += _arm_errors(file, absent_is_fine=absent_is_fine)
+    if spec and not found:
+        found += _table_errors(spec)
     storage = Path()
     try:
         storage = spec.storage.expanduser() if spec else storage
@@ -441,8 +480,26 @@ def _arm_errors(file: SettingsFile, *, absent_is_fine: bool) -> Iterator[tuple[L
             continue  # explained with the rest of the file
         point_problem = functools.partial(_point_problem, given, tuple(metrics.values()), absent_is_fine)
         yield from _space_errors(space, ("arms", name, "space"), trial, point_problem)
-        if _is_scaled(file, name) and (problem := _size_problem(file.data["scaling"].get("size"), space, trial)):
-            yield ("scaling", "size"), f"arm {name!r}: {problem}"
+        for field in ("size", "second") if _is_scaled(file, name) else ():
+            if problem := _size_problem(file.data["scaling"].get(field), space, trial):
+                yield ("scaling", field), f"arm {name!r}: {problem}"
+
+
+def _table_errors(spec: StudySpec) -> Iterator[tuple[Location, str]]:
+    """Tables, coordinates, arms and values that are not there."""
+    values_of = functools.partial(_values_at, spec)
+    for name, mapping in spec.tables.items():
+        for location, message in mapping_errors(name, mapping, spec.arms, values_of):
+            yield ("tables", *location), message
+
+
+def _values_at(spec: StudySpec, arm: str, path: str) -> list[Value] | None:
+    """The values that trials of the arm can have at the path, of an interval its ends; None: there is no such path."""
+    settings = dict(_values(spec.trial_config(arm).model_dump(mode="json")))
+    if path not in settings:
+        return None
+    space = spec.arms[arm].space
+    return list(space[path].probes()) if path in space else [settings[path]]
 
 
 def _is_scaled(file: SettingsFile, arm: str) -> bool:
@@ -533,9 +590,14 @@ def _point_problem(given: Mapping[str, Any], metrics: Iterable[str], absent_is_f
     return found or _metric_problem(metrics, trial)
 
 
-def _paths(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _paths(tree: Mapping[str, Any]) -> Iterator[str]:
+    return (path for path, _ in _values(tree))
+
+
+def _values(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of each setting."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _paths(value, f"{prefix}{key}.")
+            yield from _values(value, f"{prefix}{key}.")
         else:
-            yield prefix + key
+            yield prefix + key, value

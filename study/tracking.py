@@ -16,7 +16,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ RETRY_SECONDS = 0.25  # after the first failure; then twice as long, and so on
 MAX_RETRY_SECONDS = 5.0
 MAX_STARTS = 3  # of mirrors that are killed, at the end
 ENDING_SECONDS = 10.0  # in which what fails at the end is tried again
+RESULTS = "answer/"  # begins the names of metrics that come from the answer and not from a curve
 _WHOLE_COSTS = ("cost/audio_hours", "cost/accelerator_seconds")  # of a trial, logged when it has ended
 _ENDINGS: dict[Status, str] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 BATCH = 1_000  # metrics in one request: MLflow's limit
@@ -64,6 +65,23 @@ def reach(uri: str) -> str | None:
     return None
 
 
+@dataclass(frozen=True)
+class RunResults:
+    """What a run in MLflow is told of the answer, for the columns of its table and for comparing runs."""
+
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What the end of a study adds to what is mirrored."""
+
+    report: Path  # a folder, whose files are attached to the study's run
+    note: str  # the answer in words, which describes the study's run
+    runs: dict[str, RunResults]  # by trial; `study`: of the study's run
+
+
 class Mirror:
     """Brings one study of the ledger to one MLflow server. Every step may be repeated."""
 
@@ -89,11 +107,21 @@ class Mirror:
             for key in sorted(self._doubtful):
                 self._find(key)  # the server may have made it after all, late
 
-    def conclude(self, folder: Path, note: str) -> None:
-        """Attach the report to the study's run, and the answer as its description."""
-        self._client.set_tag(self._runs["study"], "mlflow.note.content", note)
-        for path in sorted(folder.iterdir()):
+    def conclude(self, conclusion: Conclusion) -> None:
+        """Attach the report to the study's run, with the answer as its description, and results to all runs."""
+        self._client.set_tag(self._runs["study"], "mlflow.note.content", conclusion.note)
+        for path in sorted(conclusion.report.iterdir()):
             self._client.log_artifact(self._runs["study"], str(path), "report")
+        answered_at = round(self._ledger.study(self._study)["updated_at"] * 1000)
+        for key, results in conclusion.runs.items():
+            self._log_results(self._runs[key], results, answered_at)
+
+    def _log_results(self, run: str, results: RunResults, at: int) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        metrics = [Metric(RESULTS + name, value, at, 0) for name, value in results.metrics.items()]
+        tags = [RunTag(f"study.{name}", value) for name, value in results.tags.items()]
+        self._client.log_batch(run, metrics=metrics, tags=tags)
 
     def _question(self) -> str:
         return str(self._ledger.study(self._study)["spec"]["question"])
@@ -222,7 +250,7 @@ def _curve_problems(
     logged = Counter(
         (name, point.step, point.value)
         for name in run.data.metrics
-        if name not in _WHOLE_COSTS
+        if name not in _WHOLE_COSTS and not name.startswith(RESULTS)
         for point in client.get_metric_history(run.info.run_id, name)
     )
     lacking, surplus = expected - logged, logged - expected
@@ -241,6 +269,7 @@ def _tags(trial: Trial, parent: str) -> dict[str, str]:
         "study.arm": trial.arm,
         "study.origin": trial.origin,
         "study.seed": str(trial.seed),
+        "study.regime": trial.config["regime"]["kind"],
     }
 
 
@@ -284,8 +313,8 @@ class MirrorProcess:
     def pid(self) -> int:
         return self._process.pid
 
-    def finish(self, report: Path | None, note: str, timeout_seconds: float = 60.0) -> bool:
-        """Let it bring over the rest, and the report. False when it could not: the next run of the study catches up.
+    def finish(self, conclusion: Conclusion | None, timeout_seconds: float = 60.0) -> bool:
+        """Let it bring over the rest, and the conclusion. False when it could not: the study's next run catches up.
 
         A mirror that was killed is started again.
         """
@@ -293,7 +322,7 @@ class MirrorProcess:
             if self._process.poll() is not None:
                 self._start()
             try:
-                self._tell({"report": str(report), "note": note} if report else {})
+                self._tell({"conclusion": asdict(conclusion)} if conclusion else {})
                 assert self._process.stdin is not None
                 self._process.stdin.close()
                 code = self._process.wait(timeout_seconds)
@@ -307,20 +336,22 @@ class MirrorProcess:
 
     def _tell(self, message: dict[str, Any]) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(message).encode() + b"\n")
+        self._process.stdin.write(json.dumps(message, default=str).encode() + b"\n")  # paths are written as text
         self._process.stdin.flush()
 
 
 @dataclass
 class _Ending:
-    """What the study's process says last: where the report is, and the answer. Nothing when it died."""
+    """What the study's process says last. Nothing when it died."""
 
     came: threading.Event = field(default_factory=threading.Event)
-    words: dict[str, str] = field(default_factory=dict)
+    conclusion: Conclusion | None = None
 
     def listen(self) -> None:
         lines = sys.stdin.readlines()
-        self.words = json.loads(lines[-1]) if lines else {}
+        if lines and (said := json.loads(lines[-1]).get("conclusion")):
+            runs = {key: RunResults(**results) for key, results in said["runs"].items()}
+            self.conclusion = Conclusion(Path(said["report"]), said["note"], runs)
         self.came.set()
 
 
@@ -351,8 +382,8 @@ def _mirror(order: dict[str, str], ending: _Ending, lease: Lease) -> int:
             mirror = mirror or Mirror(Ledger(order["ledger"]), order["study"], Path(order["storage"]), order["uri"])
             mirror.sync(live=not final)
             if final:
-                if "report" in ending.words:
-                    mirror.conclude(Path(ending.words["report"]), ending.words["note"])
+                if ending.conclusion:
+                    mirror.conclude(ending.conclusion)
                 return 0
             pause = RETRY_SECONDS
             ending.came.wait(SYNC_SECONDS)

@@ -231,6 +231,17 @@ class Report(Config):
     )
 
 
+class InferenceTime(Config):
+    """How long a trained model takes to recognise a split of its corpus (trainables/inference_time.py)."""
+
+    split: Literal["dev", "test"]
+    batch_seconds: float = Field(description="Padded audio in a batch.")
+    device: str = Field(description="Its name.")
+    utterances: int
+    audio_seconds: float
+    seconds: tuple[float, ...] = Field(description="Of each pass over the split; those to warm up are left out.")
+
+
 class StageResult(Config):
     """What a finished stage leaves beside its weights."""
 

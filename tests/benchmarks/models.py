@@ -34,6 +34,7 @@ from trainables.data.audio import load_audio
 from trainables.data.batches import Batch, epoch_batches
 from trainables.data.config import SAMPLE_RATE_HZ, PromptsConfig
 from trainables.data.corpus import read_corpus
+from trainables.inference_time import recognise
 from trainables.losses.config import ContrastiveConfig, CtcConfig, MaskConfig
 from trainables.losses.contrastive import contrastive_terms
 from trainables.losses.ctc import ctc_terms
@@ -124,14 +125,10 @@ def our_inference(preset: str, batches: list[Batch], precision: str, how: str = 
         model.backbone.prepare_for_inference()
         model.backbone.compile_layers()
 
-    @torch.inference_mode()
     def run() -> None:
         linear._AVAILABLE = ONEDNN and how != "linear layers by MKL"
-        for batch in batches:
-            with autocast(device, precision):
-                features, num_frames = model.backbone.features(batch.waveform_BS, batch.num_samples_B)
-                context = model.backbone.context(model.backbone.feature_norm(features), num_frames)
-                model.ctc_head(context).argmax(2).cpu()
+        with autocast(device, precision):
+            recognise(model, batches)
 
     return run
 

@@ -76,7 +76,7 @@ def seconds_of_our_trial(storage: Path, trials: int) -> float:
     mirror = MirrorProcess(ledger.url, spec.study, storage, tracking_uri(storage, None))
     with Terminal(make_console(), spec, make_plan(spec), ledger) as terminal:
         run_trials(spec, ledger, run, terminal, stage_module=NOOP)
-    assert mirror.finish(None, "")
+    assert mirror.finish(None)
     ended = sorted(trial.ended_at or 0.0 for trial in ledger.trials(spec.study))
     return (ended[-1] - ended[0]) / (trials - 1)
 

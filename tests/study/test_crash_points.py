@@ -19,7 +19,7 @@ from study.ledger import SCHEMA_VERSION, Ledger
 from study.search import Proposal, Search
 from study.spec import StudySpec
 from study.stopper import Stopper
-from study.tracking import Mirror
+from study.tracking import Conclusion, Mirror, RunResults
 from tests.study.builders import LEARNING_RATE, open_study, report, run_trial, spec_of, supervised
 from tests.study.killing import Countdown, before_commits, before_file_operations, before_statements, dies, every_death
 from tests.study.test_ledger import VERSION_1
@@ -229,7 +229,11 @@ def sync(storage: Path) -> None:
     mirror = Mirror(ledger, "race", storage, f"sqlite:///{storage / 'mlflow.db'}")
     mirror.sync(live=True)
     mirror.sync(live=False)
-    mirror.conclude(storage / "report", "Fast is faster.")
+    results = {
+        "study": RunResults({"fast/updates_ratio": 0.5}, {}),
+        "fast-000": RunResults({}, {"stands_for_arm": "yes"}),
+    }
+    mirror.conclude(Conclusion(storage / "report", "Fast is faster.", results))
     ledger.close()
 
 

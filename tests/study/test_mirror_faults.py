@@ -298,7 +298,7 @@ def test_the_end_is_bounded_when_the_server_takes_requests_and_never_answers(
     goes_on = threading.Event()
     proxy.before = lambda path: goes_on.wait(60) and None
     process = MirrorProcess(ledger.url, spec.study, spec.storage, proxy.uri)
-    assert not process.finish(None, "", timeout_seconds=1.0)
+    assert not process.finish(None, timeout_seconds=1.0)
     with pytest.raises(ProcessLookupError):
         os.kill(process.pid, 0)
     goes_on.set()
@@ -311,7 +311,7 @@ def test_a_server_that_asks_for_an_hours_patience_does_not_get_it_from_a_study_t
     add_trials(ledger, spec, 4)
     proxy.plan = lambda path: 429 if proxy.seen.total() <= 3 else None
     process = MirrorProcess(ledger.url, spec.study, spec.storage, proxy.uri)
-    assert process.finish(None, ""), process.log.read_text()
+    assert process.finish(None), process.log.read_text()
     assert process.log.read_text().count("429") >= 3
     check(folder, ledger, spec.study)
 
@@ -324,7 +324,7 @@ def test_two_mirrors_of_a_study_work_one_after_the_other(
     while not proxy.seen["/api/2.0/mlflow/runs/create"]:
         time.sleep(0.05)
     second = MirrorProcess(ledger.url, spec.study, spec.storage, proxy.uri)
-    assert first.finish(None, ""), first.log.read_text()
-    assert second.finish(None, ""), second.log.read_text()
+    assert first.finish(None), first.log.read_text()
+    assert second.finish(None), second.log.read_text()
     assert first.log.read_text() == ""
     check(folder, ledger, spec.study)

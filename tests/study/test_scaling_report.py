@@ -221,3 +221,110 @@ def test_parameters_are_taken_from_the_ledger(tmp_path: Path) -> None:
     scaling = answer(spec, ledger).scaling
     assert scaling is not None
     assert [(m.size, m.value) for m in scaling.arms[0].measurements] == [(1234.0, 0.5)]
+
+
+SECONDS = "regime.train.batch_seconds"
+
+
+def joint_settings(**scaling: Any) -> dict[str, Any]:
+    changes = settings(form="joint", second=SECONDS, predict_at=[40000], **scaling)
+    for arm in changes["arms"].values():
+        arm["space"][SECONDS] = {"kind": "grid", "choices": [10, 30, 100, 300, 1000]}
+    return changes
+
+
+def fill_joint(spec: StudySpec, pairs: list[tuple[int, int]]) -> Ledger:
+    """0.1 + 0.3 N^-0.5 + 0.2 D^-0.4 (N in hundreds of updates, D in tens of seconds), with 1 % of noise."""
+    ledger, rng = open_study(spec), np.random.default_rng(0)
+    for number, (steps, seconds) in enumerate(pairs):
+        for seed in range(3):
+            wer = 0.1 + 0.3 * (steps / 100) ** -0.5 + 0.2 * (seconds / 10) ** -0.4
+            wer *= math.exp(0.01 * rng.standard_normal())
+            add_run(ledger, spec, "slow", number * 10 + seed, steps, seed, wer, **{SECONDS: seconds})
+    return ledger
+
+
+def test_a_joint_law_tells_what_each_size_brings(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **joint_settings(arms=["slow"]))
+    ledger = fill_joint(spec, [(steps, seconds) for steps in SIZES for seconds in (10, 30, 100, 300, 1000)])
+    found = answer(spec, ledger)
+    assert found.scaling is not None
+    (arm,) = found.scaling.arms
+    assert arm.found is not None
+    for name, true in (("alpha", 0.5), ("beta", 0.4), ("E", 0.1)):
+        interval = arm.found.parameter(name)
+        assert interval.low <= true <= interval.high, name
+    assert arm.reference == 1000
+    assert "dev WER falls as steps^-0.5" in found.sentences[-1]
+    assert f"and batch seconds^-{arm.found.parameter('beta').estimate:.2f}" in found.sentences[-1]
+    assert "At 40,000 steps and 1,000 batch seconds it would be" in found.sentences[-1]
+    head, (row,) = scaling_table(found.scaling)
+    assert len(head) == len(row)
+    assert head[4] == "exponent of batch seconds"
+    assert (write_report(spec, ledger).parent / "scaling.png").exists()
+
+
+def test_two_sizes_that_only_grow_together_cannot_be_told_apart(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **joint_settings(arms=["slow"]))
+    ledger = fill_joint(spec, list(zip(SIZES, (10, 30, 100, 300, 1000), strict=True)))
+    assert "both sizes grow together" in answer(spec, ledger).sentences[-1]
+
+
+def test_a_second_size_goes_with_the_joint_form_alone(tmp_path: Path) -> None:
+    refused = TestSpec().refused
+    assert "scaling.second is the other size of form: joint" in refused(tmp_path, **settings(second=SECONDS))
+    assert "scaling.second" in refused(tmp_path, **settings(form="joint"))
+    assert "not in its space" in refused(tmp_path, **settings(form="joint", second=SECONDS))
+
+
+def test_hours_that_are_heard_again_count_for_less(tmp_path: Path) -> None:
+    """A trial of n updates has n / 10 epochs here; the law is one of D' = U (1 + 15 (1 - e^(-R / 15)))."""
+    spec = spec_of(tmp_path, **settings(form="repetition", arms=["slow"], predict_at=[300000]))
+    ledger, rng = open_study(spec), np.random.default_rng(1)
+    for number, steps in enumerate(SIZES):
+        effective = steps * (1 + 15 * (1 - math.exp(-(steps / 10 - 1) / 15)))
+        for seed in range(3):
+            wer = (0.1 + 2.0 * effective**-0.3) * math.exp(0.005 * rng.standard_normal())
+            add_run(ledger, spec, "slow", number * 10 + seed, steps, seed, wer)
+    found = answer(spec, ledger)
+    assert found.scaling is not None
+    (arm,) = found.scaling.arms
+    assert arm.found is not None
+    assert arm.found.parameter("alpha").low <= 0.3 <= arm.found.parameter("alpha").high
+    once = arm.found.mean_at(300_000)
+    assert once.low <= 0.1 + 2.0 * 300_000**-0.3 <= once.high
+    assert "repeated hours counted as Muennighoff et al. do (R* = 15)" in found.sentences[-1]
+    assert "At 300,000 steps, seen once, it would be" in found.sentences[-1]
+
+
+def test_updates_to_the_target_have_a_law_where_all_runs_reached_it(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **settings(metric="updates_to_target", arms=["slow"], predict_at=[40000]))
+    ledger = fill_reaching(spec)
+    found = answer(spec, ledger)
+    assert found.scaling is not None
+    (arm,) = found.scaling.arms
+    first = arm.measurements[0]
+    assert (first.size, first.seed) == (100, 0)
+    assert found.sentences[-1].startswith("slow: updates to target falls as steps^-")
+    assert "%" not in found.sentences[-1].replace("95 %", "")
+    assert (write_report(spec, ledger).parent / "scaling.png").exists()
+
+
+def test_runs_that_did_not_reach_the_target_forbid_a_law_of_the_others(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **settings(metric="updates_to_target", arms=["slow"]))
+    ledger = fill_reaching(spec)
+    add_run(ledger, spec, "slow", 99, 10000, 9, 0.95)
+    assert "1 of 16 runs did not reach the target" in answer(spec, ledger).sentences[-1]
+
+
+def fill_reaching(spec: StudySpec) -> Ledger:
+    """Runs that come down in a straight line; the larger the size, the sooner they are at the target of 50 % CER."""
+    ledger, rng = open_study(spec), np.random.default_rng(0)
+    for number, steps in enumerate(SIZES):
+        for seed in range(3):
+            crossing = (15 + 200 * steps**-0.3) * math.exp(0.01 * rng.standard_normal())
+            point = {STEPS: steps}
+            name, stages = add_trial(ledger, spec, "slow", number * 10 + seed, point=point, seed=seed)
+            ledger.append(stages[-1].fingerprint(), dev_curve({5: 0.9, round(2 * crossing) - 5: 0.1}))
+            ledger.end_trial(spec.study, name, "finished")
+    return ledger

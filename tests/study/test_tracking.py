@@ -18,7 +18,7 @@ from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
 from study.ledger import Ledger
-from study.tracking import BATCH, Mirror, MirrorProcess, mirror_problems, tracking_uri
+from study.tracking import BATCH, Conclusion, Mirror, MirrorProcess, RunResults, mirror_problems, tracking_uri
 from tests.conftest import pretrain_finetune, small_trial
 from trainables.stage import Report
 from trainables.trial import TrialConfig, stages_of
@@ -192,10 +192,13 @@ def test_the_process_catches_up_with_a_server_that_comes_back(
         folder = tmp_path / "report"
         folder.mkdir()
         (folder / "report.html").write_text("<p>answer</p>")
-        assert process.finish(folder, "It is mirrored."), process.log.read_text()
+        results = {"study": RunResults({"arm/dev_cer": 0.4}, {"target": "dev_cer <= 0.5"})}
+        assert process.finish(Conclusion(folder, "It is mirrored.", results)), process.log.read_text()
         check_content(server.uri, study)
         parent = runs(server.uri, study)["study"]
         assert parent.data.tags["mlflow.note.content"] == "It is mirrored."
+        assert parent.data.tags["study.target"] == "dev_cer <= 0.5"
+        assert parent.data.metrics["answer/arm/dev_cer"] == 0.4
         artifacts = MlflowClient(server.uri).list_artifacts(parent.info.run_id, "report")
         assert [artifact.path for artifact in artifacts] == ["report/report.html"]
     finally:
@@ -206,7 +209,7 @@ def test_a_server_that_is_gone_ends_in_a_no_and_not_in_a_wait(
     ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     process = MirrorProcess(ledger.url, study_of(request), tmp_path, Server(tmp_path).uri)
-    assert not process.finish(None, "")
+    assert not process.finish(None)
     assert "Error" in process.log.read_text() or "Exception" in process.log.read_text()
 
 
@@ -218,7 +221,7 @@ def test_no_url_is_visible_in_the_process_list(
         time.sleep(0.001)
     assert b"study.tracking" in command
     assert b"://" not in command
-    assert process.finish(None, "")
+    assert process.finish(None)
 
 
 def test_a_password_in_the_url_of_the_server_is_not_in_the_log(
@@ -226,7 +229,7 @@ def test_a_password_in_the_url_of_the_server_is_not_in_the_log(
 ) -> None:
     uri = Server(tmp_path).uri.replace("//", "//me:s3cret@")  # nobody listens there
     process = MirrorProcess(ledger.url, study_of(request), tmp_path, uri)
-    assert not process.finish(None, "")
+    assert not process.finish(None)
     assert "s3cret" not in process.log.read_text()
 
 
@@ -294,7 +297,7 @@ def test_a_mirror_that_is_killed_is_started_again_at_the_end(
     study = study_of(request)
     process = MirrorProcess(ledger.url, study, tmp_path, server.uri)
     os.kill(process.pid, signal.SIGKILL)
-    assert process.finish(None, ""), process.log.read_text()
+    assert process.finish(None), process.log.read_text()
     assert list(mirror_problems(ledger, study, server.uri)) == []
 
 
@@ -311,11 +314,11 @@ def test_a_server_that_is_killed_in_between_has_everything_after_the_next_run(
     try:
         (stage,) = ledger.trial_stages(study, "arm-001")
         ledger.append(stage["stage"], [report(3, contrastive=1.0)])
-        assert not process.finish(None, "")
+        assert not process.finish(None)
     finally:
         server.start()
     again = MirrorProcess(ledger.url, study, tmp_path, server.uri)
-    assert again.finish(None, ""), again.log.read_text()
+    assert again.finish(None), again.log.read_text()
     found = runs(server.uri, study)
     assert set(found) == {"study", "arm-000", "arm-001"}
     assert history(server.uri, found["arm-001"], "pretrain/contrastive") == [(1, 3.0), (2, 2.0), (3, 1.0)]
