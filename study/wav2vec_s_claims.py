@@ -15,6 +15,7 @@ from study.answer import Answer
 from study.direction import FEWEST_SEEDS, Direction, Pair, direction_as_dict
 from study.ledger import Ledger, Trial
 from study.published import ReviewedClaim, publications
+from study.similarity_report import similarity_file, similarity_sentences
 from study.spec import StudySpec
 from study.statistics import Mean, mean_of, ratio_of_means
 from trainables.data.config import CorpusConfig, FolderConfig
@@ -79,9 +80,9 @@ def reviewed_claims(spec: StudySpec, ledger: Ledger, found: Answer) -> list[Answ
         "trade_off": lambda claim: _trade_off(claim, ledger, both),
         "cost": lambda claim: _cost(claim, shares),
         "other_models": lambda claim: _other_models(claim, against),
-        "gap": _representations,
+        "gap": lambda claim: _representations(claim, spec),
         "source": lambda claim: _source(claim, spec),
-        "task_specific": _representations,
+        "task_specific": lambda claim: _representations(claim, spec),
         "coupling": lambda claim: _coupling(claim, shares),
     }
     return [answers[claim.key](claim) for claim in publications().claims]
@@ -297,8 +298,12 @@ def _other_models(claim: ReviewedClaim, against: Sequence[Sides]) -> AnsweredRev
     return AnsweredReview(claim, ours, together.verdict, trials, direction=together)
 
 
-def _representations(claim: ReviewedClaim) -> AnsweredReview:
-    return AnsweredReview(claim, "error rates do not show representations", "see Representations", [])
+def _representations(claim: ReviewedClaim, spec: StudySpec) -> AnsweredReview:
+    """What `study similarity` has measured."""
+    sentences = similarity_sentences(similarity_file(spec.storage, spec.study))
+    if not sentences:
+        return AnsweredReview(claim, "", f"cannot be told: not measured (`study similarity {spec.study}`)", [])
+    return AnsweredReview(claim, " ".join(sentences), "see Representations", [])
 
 
 def _source(claim: ReviewedClaim, spec: StudySpec) -> AnsweredReview:
