@@ -88,7 +88,7 @@ def inference_table(spec: StudySpec, rows: Sequence[ModelTime]) -> tuple[list[st
             row.cell.arm,
             point_text(row.cell.point) or "-",
             rate_text(row.cell.rates.get(metric)),
-            f"{row.seconds:.3g} +- {row.spread:.2g}",
+            f"{row.seconds:.3g} ± {row.spread:.2g}",
             f"{row.ratio:.2f}",
             f"{row.time.audio_seconds / row.seconds:,.0f}",
             row.time.device,

@@ -209,7 +209,8 @@ def _hardware_sentences(
         f"All runs of the study together took {time_text(spent.accelerator_seconds)} of accelerator time (without "
         f"GPUs, of workers) in {time_text(spent.wall_seconds)}."
     )
-    yield f"Versions: {', '.join(f'{name} {version}' for name, version in environment['versions'].items())}."
+    versions = [f"{name} {version}" for name, version in environment["versions"].items() if version]
+    yield f"Versions: {', '.join(versions)}."
 
 
 def _group_text(group: GroupSpec) -> str:

@@ -15,7 +15,7 @@ from study.direction import p_text
 from study.figure_files import Drawn, Look, looks
 from study.ledger import Ledger
 from study.papers import AnsweredCell, AnsweredClaim, AnsweredTable, answered_tables, standing_for
-from study.published import PublishedMetric, PublishedTable, coordinates_of, publications
+from study.published import PublishedMetric, PublishedTable, PublishedValue, coordinates_of, publications
 from study.spec import StudySpec
 from study.statistics import Mean
 from study.wav2vec_s_claims import AnsweredReview, corpus_text, points_text, reviewed_claims
@@ -104,8 +104,15 @@ def _cell_row(table: PublishedTable, cell: AnsweredCell) -> list[str]:
     values = []
     for name, metric in table.metrics.items():
         published = cell.published.values.get(name)
-        values += [str(published) if published else "not known", _ours_text(metric, cell, name)]
+        values += [_published_text(metric, published), _ours_text(metric, cell, name)]
     return [*(str(cell.published.at[name]) for name in table.coordinates), *values, ", ".join(cell.trials)]
+
+
+def _published_text(metric: PublishedMetric, published: PublishedValue | None) -> str:
+    """As printed: rates have one decimal."""
+    if published is None:
+        return "not known"
+    return f"{published.value:.1f}" if metric.is_rate and published.spread is None else str(published)
 
 
 def _ours_text(metric: PublishedMetric, cell: AnsweredCell, name: str) -> str:

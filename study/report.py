@@ -89,7 +89,8 @@ def _figures(spec: StudySpec, ledger: Ledger, found: Answer) -> Iterator[tuple[s
         yield "pareto", pareto_figure(spec, found.front)
     if found.scaling and any(arm.measurements for arm in found.scaling.arms):
         yield "scaling", scaling_figure(found.scaling)
-    if times := model_times(spec, ledger, found.cells):
+    times = model_times(spec, ledger, found.cells)
+    if len({row.time for row in times}) > 1:
         yield "inference", inference_figure(spec, times)
     costs = stage_costs(spec, ledger, found)
     if any(len(arm.stages) > 1 for arm in costs.arms) and (drawn := cost_figure(costs)):
@@ -227,10 +228,10 @@ def _scaling_section(scaling: ScalingResult | None, svgs: Svgs) -> Section | Non
 
 def _inference_section(spec: StudySpec, ledger: Ledger, found: Answer, svgs: Svgs) -> Section | None:
     """How long the models take to recognise, where that was measured."""
-    if "inference" not in svgs:
-        return None
     times = model_times(spec, ledger, found.cells)
-    drawn = figure("inference", svgs["inference"], _INFERENCE_CAPTION)
+    if not times:
+        return None
+    drawn = figure("inference", svgs["inference"], _INFERENCE_CAPTION) if "inference" in svgs else ""
     return Section("Inference time", drawn + table(*inference_table(spec, times)) + note(inference_note(times)))
 
 

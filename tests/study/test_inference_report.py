@@ -89,7 +89,7 @@ def test_table_note_and_json_say_what_was_timed(spec: StudySpec, ledger: Ledger)
     rows = model_times(spec, ledger, answer(spec, ledger).cells)
     head, cells = inference_table(spec, rows)
     assert head[2] == "dev CER"
-    assert cells[0] == ["small", "-", "40.0%", "2 +- 1.4", "1.00", "60", H200]
+    assert cells[0] == ["small", "-", "40.0%", "2 ± 1.4", "1.00", "60", H200]
     assert "2 passes over dev (41 utterances, 2.0 min of audio)" in inference_note(rows)
     (first, *_) = json.loads(json.dumps(model_times_as_dicts(rows)))
     assert (first["arm"], first["seconds"], first["device"]) == ("small", [1.0, 3.0], H200)

@@ -22,15 +22,17 @@ from trainables.trial import stages_of
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> StudySpec:
-    """Two regimes of several stages, with two seeds; one model was timed, and representations were compared."""
+    """Two regimes of several stages, with two seeds; models were timed, and representations were compared."""
     storage = tmp_path_factory.mktemp("sections")
-    arms = {"theirs": task_agnostic(), "ours": (wav2vec_s(), "theirs")}
+    wider = {"model": {"preset": "compact_cnn_gru", "gru_width": 192}}
+    arms = {"theirs": task_agnostic(), "ours": (wav2vec_s() | wider, "theirs")}
     spec, ledger = claims_study(storage, arms, {"theirs": [0.5, 0.52], "ours": [0.4, 0.42]})
-    stage = stages_of(spec.trial_config("ours", seed=0))[-1]
-    time = InferenceTime(
-        split="dev", batch_seconds=250, device="H200", utterances=41, audio_seconds=100.0, seconds=(1.0, 2.0)
-    )
-    ledger.add_inference_time(stage.fingerprint(), time)
+    for arm, seconds in (("theirs", (1.0, 2.0)), ("ours", (3.0, 4.0))):
+        stage = stages_of(spec.trial_config(arm, seed=0))[-1]
+        time = InferenceTime(
+            split="dev", batch_seconds=250, device="H200", utterances=41, audio_seconds=100.0, seconds=seconds
+        )
+        ledger.add_inference_time(stage.fingerprint(), time)
     path = similarity_file(storage, spec.study)
     path.parent.mkdir(parents=True)
     similarities(path, ARMS)
