@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from study.convergence import Axis, area_under_curve, common_budget, duration, fit_rate
@@ -33,6 +33,7 @@ Rate = TypeVar("Rate")
 WITH_LM = "_lm"  # ending of a rate that was decoded with a language model
 ALWAYS_SHOWN = frozenset(f"{split}_{rate}" for split in ("dev", "test") for rate in ("cer", "wer"))
 SIGNIFICANT = 0.05  # p-values from here down
+PRETRAINING = ("pretrain", "semi_supervised")  # kinds of stages whose cost is left out where pre-training is
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,19 @@ class ArmResult:
     rates: dict[str, Mean]  # of the metrics in RATES, over the trials
     curves: list[list[CurvePoint]]  # of the convergence metric
     target: float
+    pretraining: list[dict[Axis, float]]  # what each trial had spent at the end of its pre-training
+
+    def without_pretraining(self) -> ArmResult:
+        """The same trials, as if their pre-training cost nothing."""
+        curves = [
+            [
+                replace(p, **{axis: getattr(p, axis) - spent[axis] for axis in AXES})
+                for p in curve
+                if p.kind not in PRETRAINING
+            ]
+            for curve, spent in zip(self.curves, self.pretraining, strict=True)
+        ]
+        return replace(self, curves=curves, pretraining=[dict.fromkeys(AXES, 0.0) for _ in curves])
 
     @property
     def spent(self) -> dict[Axis, list[float | None]]:
@@ -159,6 +173,7 @@ class Front:
 class Answer:
     arms: list[ArmResult]
     comparisons: list[Comparison]
+    without_pretraining: list[Comparison]  # the same, as if pre-training cost nothing; empty where there is none
     targets: list[TargetResult]
     whole_curves: list[CurveResult]
     sentences: list[str]
@@ -184,7 +199,13 @@ def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
         rates=_rates(finals),
         curves=[ledger.curve(spec.study, t.trial, metric) for t in trials],
         target=spec.convergence.target,
+        pretraining=[_pretraining(ledger, t) for t in trials],
     )
+
+
+def _pretraining(ledger: Ledger, trial: Trial) -> dict[Axis, float]:
+    spent = [p for p in ledger.curve(trial.study, trial.trial) if p.kind in PRETRAINING]
+    return {axis: float(getattr(spent[-1], axis)) if spent else 0.0 for axis in AXES}
 
 
 def cells(spec: StudySpec, ledger: Ledger) -> list[Cell]:
@@ -274,7 +295,12 @@ def answer(spec: StudySpec, ledger: Ledger) -> Answer:
     of = {arm.arm: arm for arm in arms}
     pairs = [(of[arm], of[baseline]) for arm, baseline in spec.comparisons()]
     comparisons = _compare(pairs)
-    sentences = [_sentence(spec, comparison, len(pairs)) for comparison in comparisons] or [_single(spec, arms[0])]
+    pretrained = any(spent["step"] for arm in arms for spent in arm.pretraining)
+    without = _compare([(a.without_pretraining(), b.without_pretraining()) for a, b in pairs]) if pretrained else []
+    sentences = [
+        _sentence(spec, comparison, len(pairs)) + (_without_sentence(without[place]) if without else "")
+        for place, comparison in enumerate(comparisons)
+    ] or [_single(spec, arms[0])]
     found = cells(spec, ledger)
     leading = front(spec, ledger, found)
     if leading and leading.candidates:
@@ -283,7 +309,8 @@ def answer(spec: StudySpec, ledger: Ledger) -> Answer:
     if scaling:
         sentences += scaling.sentences(objective_name(scaling.metric))
     curves = _whole_curves(arms)
-    return Answer(arms, comparisons, _targets(spec, arms, pairs), curves, sentences, found, leading, scaling)
+    targets = _targets(spec, arms, pairs)
+    return Answer(arms, comparisons, without, targets, curves, sentences, found, leading, scaling)
 
 
 def _compare(pairs: Sequence[tuple[ArmResult, ArmResult]]) -> list[Comparison]:
@@ -419,6 +446,15 @@ def _sentence(spec: StudySpec, comparison: Comparison, comparisons: int) -> str:
     )
 
 
+def _without_sentence(comparison: Comparison) -> str:
+    """The ratio as if pre-training cost nothing; empty where there is none."""
+    ratio = comparison.ratios["accelerator_seconds"]
+    if ratio is None:
+        return ""
+    verdict = "" if comparison.significant else ", no significant difference"
+    return f" With pre-training left out, it is {ratio.estimate:.2f}x ({ratio.low:.2f}-{ratio.high:.2f}){verdict}."
+
+
 def _restriction(arm: ArmResult, baseline: ArmResult) -> str:
     """What the ratio is of, where not all seeds reached the target."""
     if arm.complete and baseline.complete:
@@ -476,19 +512,21 @@ def answer_as_dict(found: Answer) -> dict[str, Any]:
             }
             for c in found.cells
         ],
-        "ratios": [
-            {
-                "arm": c.arm.arm,
-                "baseline": c.baseline.arm,
-                **{axis: asdict(ratio) if ratio else None for axis, ratio in c.ratios.items()},
-                "p_values": c.p_values,
-            }
-            for c in found.comparisons
-        ],
+        "ratios": [_comparison_as_dict(c) for c in found.comparisons],
+        "ratios_without_pretraining": [_comparison_as_dict(c) for c in found.without_pretraining],
         "targets": [asdict(row) for row in found.targets],
         "whole_curves": [asdict(row) for row in found.whole_curves],
         "front": _front_as_dict(found.front) if found.front else None,
         "scaling": scaling_as_dict(found.scaling) if found.scaling else None,
+    }
+
+
+def _comparison_as_dict(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "arm": comparison.arm.arm,
+        "baseline": comparison.baseline.arm,
+        **{axis: asdict(ratio) if ratio else None for axis, ratio in comparison.ratios.items()},
+        "p_values": comparison.p_values,
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from study.answer import (
     AXES,
     Answer,
+    Comparison,
     TargetResult,
     answer,
     by_decoding,
@@ -326,15 +327,18 @@ def _convergence_table(found: Answer) -> str:
 def _comparison_table(found: Answer) -> str:
     if not found.comparisons:
         return ""
-    rows = []
-    for comparison in found.comparisons:
-        for axis, name in AXES.items():
-            ratio, p_value = comparison.ratios[axis], comparison.p_values[axis]
-            compared = f"{comparison.arm.arm} / {comparison.baseline.arm}"
-            of = "geometric" if comparison.arm.complete and comparison.baseline.complete else "restricted"
-            rows.append([compared, name, _ratio_text(ratio), of if ratio else "", _p_text(p_value)])
-    head = ["ratio", "in", "estimate (95 % interval, Welch's t on logarithms)", "of means", "p (Holm)"]
-    return table(head, rows) + note(_COMPARISON_NOTE)
+    rows = [row for comparison in found.comparisons for row in _comparison_rows(comparison, "included")]
+    rows += [row for comparison in found.without_pretraining for row in _comparison_rows(comparison, "left out")]
+    estimate = "estimate (95 % interval, Welch's t on logarithms)"
+    return table(["ratio", "in", "pre-training", estimate, "of means", "p (Holm)"], rows) + note(_COMPARISON_NOTE)
+
+
+def _comparison_rows(comparison: Comparison, pretraining: str) -> Iterator[list[str]]:
+    compared = f"{comparison.arm.arm} / {comparison.baseline.arm}"
+    of = "geometric" if comparison.arm.complete and comparison.baseline.complete else "restricted"
+    for axis, name in AXES.items():
+        ratio, p_value = comparison.ratios[axis], comparison.p_values[axis]
+        yield [compared, name, pretraining, _ratio_text(ratio), of if ratio else "", _p_text(p_value)]
 
 
 def _survival_section(found: Answer, svgs: Svgs) -> Section | None:
@@ -445,7 +449,8 @@ _FRONT_NOTE = (
 _COMPARISON_NOTE = (
     "Of geometric means where every seed of both arms reached the target; otherwise of restricted means: "
     "of what is spent until the target, or until the end of what is known of both arms where it comes first. p: of a "
-    "ratio of 1, by Holm's method over the comparisons."
+    "ratio of 1, by Holm's method over the comparisons. Pre-training left out: the stages pretrain and semi_supervised "
+    "cost nothing."
 )
 _SURVIVAL_CAPTION = (
     "Share of the seeds of each arm that have not reached the target (Kaplan and Meier). Ticks: where the curve of a "

@@ -327,6 +327,7 @@ class TestAsData:
                 "p_values": dict.fromkeys(("step", "audio_seconds", "accelerator_seconds"), expected["p_value"]),
             }
         ]
+        assert found["ratios_without_pretraining"] == []
         assert found["answer"] == answer(spec, ledger).sentences
 
     def test_ratios_have_estimate_and_interval(self, tmp_path: Path) -> None:
@@ -572,3 +573,47 @@ def test_objectives_have_names_and_values_for_people() -> None:
 
 def test_metrics_have_names_for_people() -> None:
     assert [metric_name(metric) for metric in ("dev_cer", "test_wer")] == ["dev CER", "test WER"]
+
+
+class TestPretrainingLeftOut:
+    @pytest.fixture
+    def spec(self, tmp_path: Path) -> StudySpec:
+        """`fast` has 100 updates of pre-training, of two seconds each, before those that count on their own."""
+        return spec_of(tmp_path, arms={"slow": {"trial": supervised()}, "fast": {"trial": pretrain_finetune()}})
+
+    @pytest.fixture
+    def ledger(self, spec: StudySpec) -> Ledger:
+        ledger = open_study(spec)
+        for arm, crossings in (("slow", (24, 26, 28)), ("fast", (20, 21, 22))):
+            for seed, step in enumerate(crossings, start=1):
+                name, stages = add_trial(ledger, spec, arm, origin="replication", seed=seed)
+                if len(stages) == 2:
+                    ledger.append(stages[0].fingerprint(), [report(100, seconds_a_step=2.0, contrastive=1.0)])
+                ledger.append(stages[-1].fingerprint(), dev_curve(crossing_at(step)))
+                ledger.end_trial(spec.study, name, "finished")
+        return ledger
+
+    def test_the_ratio_is_that_of_the_later_stages(self, spec: StudySpec, ledger: Ledger) -> None:
+        found = answer(spec, ledger)
+        (included,), (left_out,) = found.comparisons, found.without_pretraining
+        for comparison, updates, seconds in ((included, 100, 200), (left_out, 0, 0)):
+            for axis, before in (("step", updates), ("accelerator_seconds", seconds)):
+                ratio = comparison.ratios[axis]  # type: ignore[index]
+                assert ratio is not None
+                expected = welch([before + 20, before + 21, before + 22], [24, 26, 28])
+                assert (ratio.estimate, ratio.low, ratio.high) == pytest.approx(expected)
+
+    def test_the_sentence_says_both(self, spec: StudySpec, ledger: Ledger) -> None:
+        (sentence,) = answer(spec, ledger).sentences
+        assert "to a dev CER of 50%, pre-training included, fast needs 8.5" in sentence
+        estimate, low, high = welch([20, 21, 22], [24, 26, 28])
+        assert sentence.endswith(f" With pre-training left out, it is {estimate:.2f}x ({low:.2f}-{high:.2f}).")
+
+    def test_a_study_without_pretraining_does_not_speak_of_it(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path)
+        ledger = open_study(spec)
+        for arm in ("slow", "fast"):
+            replicate(ledger, spec, arm, [20, 21])
+        found = answer(spec, ledger)
+        assert found.without_pretraining == []
+        assert "left out" not in found.sentences[0]
