@@ -28,7 +28,7 @@ from study.scaling import (
     refuse_joint,
     size_text,
 )
-from study.spec import ScalingSpec, StudySpec
+from study.spec import METRICS, ScalingSpec, StudySpec
 
 BEYOND = 10.0  # how far past the largest measured size two arms may cross
 MISFIT = 0.05  # p-values from here down
@@ -96,7 +96,7 @@ class ScalingResult:
     @property
     def unit(self) -> tuple[float, str]:
         """Factor and sign with which values are shown: rates in percent."""
-        return (1.0, "") if self.metric in SPENT else (100.0, "%")
+        return (100.0, "%") if self.metric in METRICS else (1.0, "")
 
     def interval_text(self, interval: Interval) -> str:
         """`11.0% (0.0-18.2)`, or `1,240 (1,100-1,390)`."""
@@ -142,7 +142,7 @@ def _measurements(spec: StudySpec, ledger: Ledger, arm: str) -> tuple[list[Measu
             continue
         final = ledger.final(spec.study, trial.trial)
         size, second = _size(trial, final, asked.size), _second(ledger, trial, final, asked)
-        value = _spent(spec, ledger, trial, asked.metric) if asked.metric in SPENT else final.get(asked.metric)
+        value = final.get(asked.metric) if asked.metric in METRICS else _value(spec, ledger, trial, asked.metric)
         if size is None or second is None:
             continue
         if value is None:
@@ -154,8 +154,11 @@ def _measurements(spec: StudySpec, ledger: Ledger, arm: str) -> tuple[list[Measu
     return sorted(best.values(), key=lambda m: (m.size, m.second, m.seed)), missed
 
 
-def _spent(spec: StudySpec, ledger: Ledger, trial: Trial, metric: str) -> float | None:
-    """Until the target; None: it was not reached."""
+def _value(spec: StudySpec, ledger: Ledger, trial: Trial, metric: str) -> float | None:
+    """What is spent until the target, None: it was not reached; or the training loss that was reported last."""
+    if metric not in SPENT:
+        losses = ledger.curve(spec.study, trial.trial, metric)
+        return losses[-1].value if losses else None
     axis, unit = SPENT[metric]
     curve = ledger.curve(spec.study, trial.trial, spec.convergence.metric)
     spent = spent_until(curve, spec.convergence.target, axis)

@@ -26,6 +26,7 @@ Metric = Literal["dev_wer", "dev_cer", "dev_mer"]
 FinalMetric = Literal[Metric, "dev_wer_lm", "dev_cer_lm", "dev_mer_lm"]
 METRICS = get_args(FinalMetric)
 SpentMetric = Literal["updates_to_target", "audio_hours_to_target", "accelerator_hours_to_target"]
+LossMetric = Literal["contrastive", "cpc", "ctc"]
 
 # Combinations of values that are checked before a study starts; each takes about a millisecond.
 MAX_COMBINATIONS = 2_000
@@ -167,8 +168,9 @@ class ScalingSpec(Config):
     size: str = Field(
         description="Dotted path of the trial, such as corpus.unlabelled_hours; `parameters`: of the recogniser."
     )
-    metric: FinalMetric | SpentMetric = Field(
-        "dev_wer", description="Or what is spent until the target of `convergence`: updates_to_target and so on."
+    metric: FinalMetric | SpentMetric | LossMetric = Field(
+        "dev_wer",
+        description="Or what is spent until the target of `convergence` (updates_to_target ...), or a training loss.",
     )
     form: Literal["power_law", "repetition", "joint"] = Field(
         "power_law", description="repetition: hours are unique, and the epochs of pre-training count; joint: two sizes."

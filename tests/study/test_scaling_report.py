@@ -18,7 +18,16 @@ from study.scaling import Measurement, PowerLaw, fit
 from study.scaling_report import scaling_table
 from study.scaling_result import ScalingResult
 from study.spec import StudySpec, read_spec
-from tests.study.builders import LEARNING_RATE, add_trial, dev_curve, open_study, spec_of, supervised, write_sweep
+from tests.study.builders import (
+    LEARNING_RATE,
+    add_trial,
+    dev_curve,
+    open_study,
+    report,
+    spec_of,
+    supervised,
+    write_sweep,
+)
 from trainables.settings_file import SettingsError
 
 STEPS = "regime.train.steps"
@@ -308,6 +317,24 @@ def test_updates_to_the_target_have_a_law_where_all_runs_reached_it(tmp_path: Pa
     assert found.sentences[-1].startswith("slow: updates to target falls as steps^-")
     assert "%" not in found.sentences[-1].replace("95 %", "")
     assert (write_report(spec, ledger).parent / "scaling.png").exists()
+
+
+def test_a_training_loss_has_a_law_of_its_last_values(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, **settings(metric="ctc", arms=["slow"], predict_at=[40000]))
+    ledger, rng = open_study(spec), np.random.default_rng(0)
+    for number, steps in enumerate(SIZES):
+        for seed in range(3):
+            name, (stage,) = add_trial(ledger, spec, "slow", number * 10 + seed, point={STEPS: steps}, seed=seed)
+            last = (1.0 + 20 * steps**-0.5) * math.exp(0.01 * rng.standard_normal())
+            ledger.append(stage.fingerprint(), [report(1, ctc=9.0), report(steps, ctc=last, dev_cer=0.5)])
+            ledger.end_trial(spec.study, name, "finished")
+    found = answer(spec, ledger)
+    assert found.scaling is not None
+    (arm,) = found.scaling.arms
+    assert arm.found is not None
+    assert arm.found.parameter("alpha").low <= 0.5 <= arm.found.parameter("alpha").high
+    assert found.sentences[-1].startswith("slow: ctc falls as steps^-0.")
+    assert "towards 1" in found.sentences[-1] or "towards 0.9" in found.sentences[-1]
 
 
 def test_runs_that_did_not_reach_the_target_forbid_a_law_of_the_others(tmp_path: Path) -> None:
