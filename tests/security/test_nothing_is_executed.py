@@ -26,7 +26,7 @@ from trainables.settings_file import SettingsError, read_settings_file
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("study", "search_spaces", "trainables", "cluster")
 MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib", "pandas"}
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
 RUN_TEXT = {
     "eval",
     "exec",
@@ -72,6 +72,7 @@ def problem(node: ast.AST) -> str | None:
         "unpickles": name == "torch.load" and not is_constant(node, "weights_only", True),
         "may unpickle": name.startswith(("np.load", "numpy.load")) and has_keyword(node, "allow_pickle"),
         "makes objects of YAML": name.startswith("yaml.") and "load" in name and name[5:] not in SAFE_YAML,
+        "may read what runs": name.startswith(("pd.", "pandas.")) and not name.endswith(".DataFrame"),
         "gives a shell text": has_keyword(node, "shell") and not is_constant(node, "shell", False),
         "unpacks anywhere": name.rpartition(".")[2] in UNPACK and not has_keyword(node, "filter"),
     }

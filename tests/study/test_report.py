@@ -358,8 +358,8 @@ class TestSurvival:
     def test_the_comparison_says_of_which_means_it_is(self, tmp_path: Path, page: Path) -> None:
         spec = spec_of(tmp_path)
         restricted = rows_of(write_report(spec, self.fill(spec)), "ratio|")
-        assert {row[3] for row in restricted} == {"restricted"}
-        assert {row[3] for row in rows_of(page, "ratio|")} == {"geometric"}
+        assert {row[4] for row in restricted} == {"restricted"}
+        assert {row[4] for row in rows_of(page, "ratio|")} == {"geometric"}
 
     def test_the_figure_has_two_panels_and_an_entry_for_each_arm(self, tmp_path: Path) -> None:
         spec = spec_of(tmp_path)
