@@ -261,6 +261,7 @@ def test_a_cluster_that_is_too_small_is_refused(corpus: Path, tmp_path: Path) ->
     assert "a worker group needs 1000 worker(s)" in output
 
 
+@pytest.mark.long
 def test_a_budget_ends_a_study_in_good_order_and_a_larger_one_goes_on(corpus: Path, tmp_path: Path) -> None:
     long = {"steps": 120, "batch_seconds": 6, "report_every": 10, "evaluate_every": 60, "checkpoint_seconds": 0.1}
     arms = {"supervised": {"trial": small_trial(corpus, {"kind": "supervised", "train": long})}}
