@@ -119,7 +119,7 @@ def compare(ledger: Ledger, storage: Path, a: str, b: str) -> StudyComparison:
     if a == b:
         known = ", ".join(row["study"] for row in ledger.studies())
         raise SettingsError([f"study compare takes two different studies, got {a!r} twice; there are: {known}"])
-    specs = (_spec(ledger, storage, a), _spec(ledger, storage, b))
+    specs = (ledger.spec(a, storage), ledger.spec(b, storage))
     answers = (answer(specs[0], ledger), answer(specs[1], ledger))
     arms, pairing = _paired(specs, answers)
     ours, theirs = (ledger.study(name)["environment"] for name in (a, b))
@@ -136,10 +136,6 @@ def compare(ledger: Ledger, storage: Path, a: str, b: str) -> StudyComparison:
         ratios=ratios,
         no_ratios=no_ratios,
     )
-
-
-def _spec(ledger: Ledger, storage: Path, study: str) -> StudySpec:
-    return StudySpec.model_validate(ledger.study(study)["spec"]).with_(storage=storage)
 
 
 def _paired(
@@ -317,7 +313,7 @@ def write_comparison(ledger: Ledger, storage: Path, found: StudyComparison) -> P
         for pair in found.arms
         for study, arm in zip(found.studies, pair, strict=True)
     ]
-    goals = [_spec(ledger, storage, study).convergence for study in found.studies]
+    goals = [ledger.spec(study, storage).convergence for study in found.studies]
     drawn = curves_figure(title, ledger, curves, {(goal.metric, goal.target) for goal in goals})
     told = "<br>".join(text(sentence) for sentence in sentences(found))
     warned = "".join(f"<p class=warning>{text(warning)}</p>" for warning in found.warnings)

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import sqlalchemy as sa
 
 from study.database import JSON, Database, LedgerError, database_name, one_at_a_time
+from study.spec import StudySpec
 from trainables.stage import InferenceTime, Report, Stage
 
 SCHEMA_VERSION = 3
@@ -411,6 +412,10 @@ class Ledger:
         if study not in known:
             raise LedgerError(f"no study {study!r} in {self.name}; known: {', '.join(sorted(known)) or 'none'}")
         return known[study]
+
+    def spec(self, study: str, storage: Path) -> StudySpec:
+        """The sweep of the study's latest run; the storage folder may have been moved since. Raises as `study`."""
+        return StudySpec.model_validate(self.study(study)["spec"]).with_(storage=storage)
 
     def is_over(self, study: str) -> bool:
         """Whether the study had nothing more to run when it ended."""

@@ -23,13 +23,12 @@ class Study:
         """Raises LedgerError, naming the known ones, when there is no such study in the storage folder."""
         self.name, self._storage = name, storage.absolute()
         self._ledger = Ledger.existing(self._storage)
-        self.spec  # noqa: B018  (raises)
+        self._ledger.study(name)
 
     @property
     def spec(self) -> StudySpec:
         """The sweep of its latest run."""
-        spec = StudySpec.model_validate(self._ledger.study(self.name)["spec"])
-        return spec.with_(storage=self._storage)  # the folder may have been moved since
+        return self._ledger.spec(self.name, self._storage)
 
     def trials(self) -> pd.DataFrame:
         """A row for each trial: arm, seed, status, what was searched, its final metrics, and its costs."""

@@ -304,7 +304,7 @@ def _status(options: argparse.Namespace) -> int:
     console = make_console()
     console.print(table)
     if options.study:
-        console.print(ranking(StudySpec.model_validate(ledger.study(options.study)["spec"]), ledger))
+        console.print(ranking(ledger.spec(options.study, options.storage.absolute()), ledger))
         console.print(failures(ledger.trials(options.study)) or "")
     return DONE
 
@@ -334,8 +334,7 @@ def _report(options: argparse.Namespace) -> int:
     from study.stage_costs import stage_costs, stage_costs_as_dict
 
     ledger = _ledger(options.storage)
-    spec = StudySpec.model_validate(_study(ledger, options.study)["spec"])
-    spec = spec.with_(storage=options.storage.absolute())  # the folder may have been moved since
+    spec = ledger.spec(options.study, options.storage.absolute())
     shares = importance(spec, ledger)
     page = write_report(spec, ledger, shares)
     if options.json:
@@ -374,7 +373,7 @@ def _optuna(options: argparse.Namespace) -> int:
     if options.file.exists():
         raise SettingsError([f"{options.file}: is there already; name a new file"])
     ledger = _ledger(options.storage)
-    spec = StudySpec.model_validate(_study(ledger, options.study)["spec"])
+    spec = ledger.spec(options.study, options.storage.absolute())
     write_journal(spec, ledger, options.file)
     print(f"optuna-dashboard {options.file}")
     return DONE

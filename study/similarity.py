@@ -46,18 +46,13 @@ def _similarity(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from study.database import LedgerError
     from study.ledger import Ledger
     from study.similarity_report import similarities_as_dict, similarity_notes, similarity_sentences, similarity_table
-    from study.spec import StudySpec
     from study.terminal import make_console
 
     storage = options.storage.absolute()
     ledger = Ledger.existing(storage)
-    try:
-        spec = StudySpec.model_validate(ledger.study(options.study)["spec"]).with_(storage=storage)
-    except LedgerError as error:
-        raise SettingsError([str(error)]) from error
+    spec = ledger.spec(options.study, storage)
     progress = Console(stderr=True, markup=False)
     path = measure(spec, ledger, options.utterances, lambda line: progress.print(line, style="dim", soft_wrap=True))
     if options.json:

@@ -47,9 +47,9 @@ def test_it_waits_until_nothing_else_holds_a_part_and_lets_nothing_else_in() -> 
 def test_a_gpu_of_which_others_hold_a_part_is_not_whole() -> None:
     other = HalfAGpu.remote()
     ray.get(other.ready.remote())
-    with pytest.raises(NotFreeError, match=r"no whole GPU was free within 0\.05 min"):  # noqa: SIM117
-        with whole_accelerator(gpu=True, timeout_seconds=3):
-            pass
+    refused = pytest.raises(NotFreeError, match=r"no whole GPU was free within 0\.05 min")
+    with refused, whole_accelerator(gpu=True, timeout_seconds=3):
+        raise AssertionError("it is not free")
     ray.kill(other)
     with whole_accelerator(gpu=True, timeout_seconds=60) as accelerator:
         assert accelerator.run(ray.get_gpu_ids) == [0]

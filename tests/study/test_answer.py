@@ -598,7 +598,7 @@ class TestPretrainingLeftOut:
         (included,), (left_out,) = found.comparisons, found.without_pretraining
         for comparison, updates, seconds in ((included, 100, 200), (left_out, 0, 0)):
             for axis, before in (("step", updates), ("accelerator_seconds", seconds)):
-                ratio = comparison.ratios[axis]  # type: ignore[index]
+                ratio = comparison.ratios[axis]
                 assert ratio is not None
                 expected = welch([before + 20, before + 21, before + 22], [24, 26, 28])
                 assert (ratio.estimate, ratio.low, ratio.high) == pytest.approx(expected)
