@@ -221,7 +221,7 @@ def _refuse_unknown_studies(spec: StudySpec, ledger: Ledger) -> None:
     for name in spec.search.warm_start:
         if name == spec.study:
             raise SettingsError([f"search.warm_start names {name!r}, which is this study; name earlier ones"])
-        _study(ledger, name)
+        ledger.study(name)
 
 
 @contextmanager
@@ -310,7 +310,7 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _status_of(ledger: Any, study: str) -> dict[str, Any]:
-    spec = StudySpec.model_validate(_study(ledger, study)["spec"])
+    spec = StudySpec.model_validate(ledger.study(study)["spec"])
     trials = ledger.trials(study)
     counts = dict(ledger.count(study))
     ranked = ledger.ranked(trials, spec.search.metric)
@@ -460,13 +460,6 @@ def _ledger(storage: Path) -> Ledger:
 
 def _open_ledger(spec: StudySpec) -> Ledger:
     return Ledger.of(spec.storage, spec.ledger)
-
-
-def _study(ledger: Any, name: str) -> dict[str, Any]:
-    try:
-        return dict(ledger.study(name))
-    except LedgerError as error:
-        raise SettingsError([str(error)]) from error
 
 
 if __name__ == "__main__":
