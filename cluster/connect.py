@@ -9,13 +9,18 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+# Read by Ray Train where a run of it starts, on a cluster that knows nothing of this process's environment.
+TRAIN_SETTINGS = {
+    "RAY_TRAIN_ENABLE_V2": "1",
+    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for each group; trainables/ray_train.py has one for all
+}
+
 # Read by Ray when it is imported or started. Metrics and dashboards of a cluster that lives as long as one command
 # only cost processes, and usage reports would leave the machine.
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_ENABLE_V2": "1",
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # an actor for each group; trainables/ray_train.py has one for all
+    **TRAIN_SETTINGS,
     "RAY_DEDUP_LOGS": "0",
     "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -112,6 +113,11 @@ def possible_nodes(present: Sequence[Node]) -> list[Node]:
     return [*(node for node in present if node.type not in types), *addable]
 
 
+def may_grow_unknown(present: Sequence[Node]) -> bool:
+    """Whether an autoscaler may add nodes, and its settings are not here to say which."""
+    return autoscales(present) and possible_nodes(present) == list(present)
+
+
 def autoscales(nodes: Iterable[Node]) -> bool:
     """Whether an autoscaler may add nodes to these."""
     return any(node.type for node in nodes)
@@ -134,10 +140,33 @@ def groups_that_fit(size: GroupSize, nodes: Iterable[Node]) -> int:
 
 
 def fit_together(sizes: Iterable[GroupSize], nodes: Iterable[Node]) -> bool:
-    """Whether groups of these sizes fit on the nodes side by side, when each worker takes the first node with room."""
-    room = [_Room(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
-    workers = [size for size in sizes for _ in range(size.workers)]
-    return all(any(node.take(size) for node in room) for size in workers)
+    """Whether groups of these sizes fit on the nodes side by side."""
+    packing = Packing(nodes)
+    return all(packing.take(size) for size in sizes)
+
+
+class Packing:
+    """Worker groups side by side on nodes: each worker takes the first node with room."""
+
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self._rooms = [_Room(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
+        self._first: dict[GroupSize, int] = {}  # of the nodes, those before this one have no room for the size
+
+    def take(self, size: GroupSize) -> bool:
+        """Take what the group needs, if it is there: all of it or nothing."""
+        before = (copy.deepcopy(self._rooms), dict(self._first)) if size.workers > 1 else None
+        if all(self._take_worker(size) for _ in range(size.workers)):
+            return True
+        if before:
+            self._rooms, self._first = before
+        return False
+
+    def _take_worker(self, size: GroupSize) -> bool:
+        index = self._first.get(size, 0)
+        while index < len(self._rooms) and not self._rooms[index].take(size):
+            index += 1
+        self._first[size] = index
+        return index < len(self._rooms)
 
 
 @dataclass
@@ -163,8 +192,7 @@ def refuse_infeasible(size: GroupSize) -> None:
     """Raise InfeasibleError when the cluster can never hold one group, now or with nodes that may be added."""
     present = present_nodes()
     possible = possible_nodes(present)
-    unknown = autoscales(present) and possible == present  # what may be added: the watchdog tells when it does not come
-    if unknown or groups_that_fit(size, possible):
+    if may_grow_unknown(present) or groups_that_fit(size, possible):  # the watchdog tells when nothing comes
         return
     largest = max(possible, key=lambda node: (node.gpus, node.cpus), default=Node(0, 0))
     workers = sum(node.holds(size) for node in possible)

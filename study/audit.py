@@ -10,7 +10,9 @@ from pathlib import Path
 from study.ledger import CurvePoint, Ledger, Trial
 from study.spec import StudySpec
 from study.tracking import mirror_problems, tracking_uri
+from trainables.remote_stages import RemoteStages
 from trainables.stage import StageResult
+from trainables.store import StageStore
 
 MEASURED_TIMES = ("real_time_factor",)  # metrics that differ from run to run
 _Value = tuple[str, str, int, float]  # stage, metric, step, value
@@ -22,7 +24,7 @@ def audit(spec: StudySpec, ledger: Ledger) -> list[str]:
     found = [f"{trial.trial} is unfinished" for trial in trials if trial.status == "unfinished"]
     for trial in trials:
         found += _trial_problems(spec, ledger, trial)
-    found += [f"left behind: {path}" for path in _leftovers(spec.storage)]
+    found += [f"left behind: {path}" for path in _leftovers(spec)]
     if spec.mlflow.enabled:
         found += mirror_problems(ledger, spec.study, tracking_uri(spec.storage, spec.mlflow.tracking_uri))
     return found
@@ -72,11 +74,12 @@ def _trial_problems(spec: StudySpec, ledger: Ledger, trial: Trial) -> Iterator[s
     stored: list[_Value] = []
     before = 0
     for stage in ledger.trial_stages(spec.study, trial.trial):
-        folder = spec.storage / "stages" / stage["kind"] / stage["name"]
-        if not (folder / "DONE").is_file():
-            yield f"{trial.trial}: its stage {folder} is not in the store"
+        try:
+            content = StageStore(spec.storage, spec.stages).read_named(stage["kind"], stage["name"], "result.json")
+        except FileNotFoundError as error:
+            yield f"{trial.trial}: its stage {stage['name']} is not in the store: {error}"
             return
-        result = StageResult.model_validate_json((folder / "result.json").read_text())
+        result = StageResult.model_validate_json(content)
         stored += [
             (stage["stage"], metric, before + report.step, value)
             for report in result.reports
@@ -93,7 +96,9 @@ def _values(curve: list[CurvePoint]) -> Iterator[_Value]:
             yield point.stage, point.metric, point.step, point.value
 
 
-def _leftovers(storage: Path) -> list[Path]:
-    """Checkpoints, leases and unfinished files."""
-    stages = storage / "stages"
+def _leftovers(spec: StudySpec) -> list[Path | str]:
+    """Checkpoints, leases and unfinished files; of this machine, and in the object storage."""
+    if spec.stages:
+        return [*_leftovers(spec.with_(stages=None)), *RemoteStages(spec.stages).leftovers()]
+    stages = spec.storage / "stages"
     return sorted({*stages.glob("*/*.partial"), *stages.glob("*/*.lease"), *stages.glob("*/*/.*")})

@@ -106,16 +106,17 @@ class _Chaos:
             self.record.problems += [f"round {self.record.rounds}: {problem}" for problem in found]
 
     def _variant(self, name: str) -> StudySpec:
-        """The same study in a folder of its own, with its ledger and MLflow in files there."""
+        """The same study in a folder of its own, with its stages, its ledger and MLflow in files there."""
         storage = self.folder / name
         mlflow = self._spec.mlflow.with_(tracking_uri=f"sqlite:///{storage / 'mlflow.db'}")
-        return self._spec.with_(storage=storage, ledger=None, mlflow=mlflow)
+        return self._spec.with_(storage=storage, stages=None, ledger=None, mlflow=mlflow)
 
     def _start(self, spec: StudySpec) -> subprocess.Popen[bytes]:
         """The command of the study. Of a study that is killed all the time, no failure counts."""
         self.record.starts += 1
         spec.storage.mkdir(parents=True, exist_ok=True)
-        own = [f"storage={spec.storage}", "ledger=null", f"mlflow.tracking_uri={spec.mlflow.tracking_uri}"]
+        own = [f"storage={spec.storage}", "stages=null", "ledger=null"]
+        own.append(f"mlflow.tracking_uri={spec.mlflow.tracking_uri}")
         words = ["run", str(self._sweep), *self._overrides, *PATIENT, *own]
         environment = {name: value for name, value in os.environ.items() if name != "STUDY_LEDGER"}
         with _log(spec).open("ab") as log:

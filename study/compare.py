@@ -20,6 +20,7 @@ from trainables.settings_file import SettingsError
 if TYPE_CHECKING:
     from study.answer import Answer, ArmResult
     from study.convergence import Axis
+    from study.devices import Devices
     from study.differences import ArmDifference
     from study.statistics import Mean, Ratio
 
@@ -34,7 +35,7 @@ RATE_NOTE = (
 RATIO_NOTE = (
     "What B spends until the target, relative to A, earlier stages counted in: ratio of geometric means where every "
     "seed reached it, otherwise of restricted means; Welch's t on logarithms; p of a ratio of 1, by Holm's method over "
-    "all rows. Accelerator time compares only where both studies ran on the same kind of machine."
+    "all rows. Accelerator time compares only where both studies ran on the same device."
 )
 
 
@@ -85,6 +86,7 @@ class StudyComparison:
     rates: list[RatePair]
     ratios: list[DurationRatio]
     no_ratios: str  # why there are none, or ""
+    devices: tuple[Devices, Devices]
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -124,17 +126,19 @@ def compare(ledger: Ledger, storage: Path, a: str, b: str) -> StudyComparison:
     arms, pairing = _paired(specs, answers)
     ours, theirs = (ledger.study(name)["environment"] for name in (a, b))
     targets = [targets_of(spec, found.arms) for spec, found in zip(specs, answers, strict=True)]
-    ratios, no_ratios = _ratios(specs, targets, arms)
+    names = (ledger.devices(a), ledger.devices(b))
+    ratios, no_ratios = _ratios(specs, targets, arms, names)
     return StudyComparison(
         studies=(a, b),
         arms=arms,
         pairing=pairing,
         settings=_settings(specs, arms),
         environment=[row for row in _differing(ours, theirs) if not row.path.startswith("data.")],
-        warnings=_data_warnings((a, b), ours["data"], theirs["data"]),
+        warnings=[*_data_warnings((a, b), ours["data"], theirs["data"]), *_device_warnings((a, b), names)],
         rates=_rates(specs[0], ledger, answers[0], arms),
         ratios=ratios,
         no_ratios=no_ratios,
+        devices=(answers[0].devices, answers[1].devices),
     )
 
 
@@ -209,6 +213,14 @@ def _data_warnings(
     return found
 
 
+def _device_warnings(studies: tuple[str, str], names: tuple[frozenset[str], frozenset[str]]) -> list[str]:
+    """That accelerator time does not compare, where the studies ran on other devices."""
+    if names[0] == names[1] or not all(names):
+        return []
+    ran = [f"{study} ran on {' and '.join(sorted(of_study))}" for study, of_study in zip(studies, names, strict=True)]
+    return [f"The devices differ: {', '.join(ran)}. Updates and audio compare; times are about the devices, too."]
+
+
 def _rates(
     spec: StudySpec, ledger: Ledger, found: Answer, arms: Sequence[tuple[ArmResult, ArmResult]]
 ) -> list[RatePair]:
@@ -230,6 +242,7 @@ def _ratios(
     specs: tuple[StudySpec, StudySpec],
     targets: Sequence[Sequence[float]],
     arms: Sequence[tuple[ArmResult, ArmResult]],
+    devices: tuple[frozenset[str], frozenset[str]],
 ) -> tuple[list[DurationRatio], str]:
     """Ratios at the targets that both studies have, and why there are none, or ""."""
     from study.answer import AXES
@@ -245,19 +258,23 @@ def _ratios(
             f"The studies have no target in common (A: {shown[0]}; B: {shown[1]}); give one of them the other's target "
             "in convergence.further_targets, and run it again; a finished study trains nothing then."
         )
-    rows = [_ratio(a, b, target, axis) for a, b in arms for target in common for axis in AXES]
+    rows = [_ratio(a, b, target, axis, devices) for a, b in arms for target in common for axis in AXES]
     tested = [place for place, row in enumerate(rows) if row.ratio]
     for place, p_value in zip(tested, holm([row.ratio.p_value for row in rows if row.ratio]), strict=True):
         rows[place] = replace(rows[place], p_value=p_value)
     return rows, ""
 
 
-def _ratio(a: ArmResult, b: ArmResult, target: float, axis: Axis) -> DurationRatio:
+def _ratio(
+    a: ArmResult, b: ArmResult, target: float, axis: Axis, devices: tuple[frozenset[str], frozenset[str]]
+) -> DurationRatio:
     from study.survival import ratio_of_durations
 
     theirs, ours = a.durations(target, axis), b.durations(target, axis)
     reached = [f"{sum(d.reached for d in durations)} of {len(durations)}" for durations in (theirs, ours)]
-    ratio = ratio_of_durations(ours, theirs)
+    counted_on = (a.references or devices[0]) | (b.references or devices[1])
+    compares = axis != "accelerator_seconds" or len(counted_on) <= 1
+    ratio = ratio_of_durations(ours, theirs) if compares else None
     return DurationRatio(_label(a, b), target, axis, ratio, None, (reached[0], reached[1]))
 
 
@@ -309,9 +326,9 @@ def write_comparison(ledger: Ledger, storage: Path, found: StudyComparison) -> P
     folder = report_folder(storage, f"{a}-vs-{b}")
     folder.mkdir(parents=True, exist_ok=True)
     curves = [
-        Curves(f"{study}: {arm.arm}", study, arm.trials, [])
+        Curves(f"{study}: {arm.arm}", study, arm.trials, [], devices)
         for pair in found.arms
-        for study, arm in zip(found.studies, pair, strict=True)
+        for study, arm, devices in zip(found.studies, pair, found.devices, strict=True)
     ]
     goals = [ledger.spec(study, storage).convergence for study in found.studies]
     drawn = curves_figure(title, ledger, curves, {(goal.metric, goal.target) for goal in goals})

@@ -17,6 +17,7 @@ UNITS: dict[Axis, tuple[str, float]] = {
     "step": ("updates", 1.0),
     "audio_seconds": ("audio_hours", 3600.0),
     "accelerator_seconds": ("accelerator_seconds", 1.0),
+    "elapsed_seconds": ("elapsed_seconds", 1.0),
 }
 
 
@@ -31,7 +32,7 @@ def conclusion(spec: StudySpec, ledger: Ledger, found: Answer, report: Path) -> 
 
 def _of_trial(spec: StudySpec, ledger: Ledger, found: Answer, trial: Trial) -> RunResults:
     """`updates_to_target` and so on where the target was reached, and whether the trial stands for its arm."""
-    curve = ledger.curve(spec.study, trial.trial, spec.convergence.metric)
+    curve = found.devices.curve(ledger, trial, spec.convergence.metric)
     spent = {axis: until for axis in UNITS if (until := duration(curve, spec.convergence.target, axis))}
     metrics = {f"{UNITS[axis][0]}_to_target": d.value / UNITS[axis][1] for axis, d in spent.items() if d.reached}
     standing = any(trial in arm.trials for arm in found.arms)

@@ -14,7 +14,7 @@ import scipy.stats
 from study.ledger import CurvePoint
 from study.survival import Duration
 
-Axis = Literal["step", "audio_seconds", "accelerator_seconds"]
+Axis = Literal["step", "audio_seconds", "accelerator_seconds", "elapsed_seconds"]
 Scale = Literal["linear", "log"]
 
 NOISE = 0.01  # of one evaluation: residuals well above it count in proportion to their size, not to its square

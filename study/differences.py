@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,19 +158,19 @@ def _read(
     spec: StudySpec, ledger: Ledger, arm: ArmResult, split: str, decoding: str
 ) -> tuple[list[_Result], list[str]]:
     """The hypotheses of the arm's trials, and the names of those whose hypotheses are gone or damaged."""
-    store, results, gone = StageStore(spec.storage), [], []
+    store, results, gone = StageStore(spec.storage, spec.stages), [], []
     for trial in arm.trials:
         stages = ledger.trial_stages(trial.study, trial.trial)
         try:
             last = [stage for stage in stages if (stage["kind"] == "decode") == bool(decoding)][-1]
-            results.append(_result(store.named_folder(last["kind"], last["name"]) / f"hypotheses-{split}.jsonl"))
+            results.append(_result(store.read_named(last["kind"], last["name"], f"hypotheses-{split}.jsonl")))
         except (OSError, ValueError, LookupError):
             gone.append(trial.trial)
     return results, gone
 
 
-def _result(path: Path) -> _Result:
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+def _result(hypotheses: bytes) -> _Result:
+    rows = [json.loads(line) for line in hypotheses.decode().splitlines()]
     ids = [row["id"] for row in rows]
     return _Result(
         speakers=[row.get("speaker", "") for row in rows],

@@ -38,6 +38,7 @@ from study.provenance import PACKAGES
 from study.spec import StudySpec, read_spec, without_passwords
 from study.terminal import bytes_text, make_console
 from study.tracking import reach, tracking_uri
+from trainables.object_storage import storage_problem
 from trainables.trial import TrialConfig, stages_of
 
 SKEW_SECONDS = 5.0  # between clocks, from which on times in reports and logs mislead
@@ -145,7 +146,15 @@ def _installed() -> dict[str, str]:
 
 
 def _storage(spec: StudySpec) -> Iterator[Finding]:
-    """Each node reads what this machine wrote, and makes a file by the steps that leases need."""
+    """Each node reads what this machine wrote, and makes a file by the steps that leases need.
+
+    Stages in object storage need no such folder; then each node has to write there.
+    """
+    if spec.stages:
+        for node, problem in {"here": storage_problem(spec.stages), **on_nodes(storage_problem, spec.stages)}.items():
+            saw = problem or "can write, list and delete; refuses to write over what is there when it is told to"
+            yield Finding(f"stages {_short(node)}", problem is None, f"{spec.stages}: {saw}")
+        return
     folder = spec.storage / f".doctor-{uuid.uuid4().hex[:8]}"
     folder.mkdir(parents=True)
     try:

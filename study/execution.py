@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import ray
 import ray.tune
@@ -22,7 +22,8 @@ from cluster.nodes import GroupSize, autoscales, groups_that_fit, possible_nodes
 from search_spaces.space import sampled
 from study.database import LedgerError
 from study.garbage import fit
-from study.ledger import Ledger
+from study.ledger import Ledger, Order
+from study.metrics import StudyMetrics
 from study.relay import run_trial
 from study.search import Proposal, Search
 from study.spec import (
@@ -42,10 +43,18 @@ from trainables.ray_train import GroupSettings, GroupsState, start_worker_groups
 from trainables.stage import Report, Stage, StageKind
 from trainables.trial import stages_of
 
+Ending = Literal["over", "stopped", "budget"]
+
 LOOK_SECONDS = 1.0  # between looks at the worker groups
 MISSING_SECONDS = 60.0  # until the first word about a group that does not start; then twice as long, and so on
 LEARNING = TpeSampler | GpSampler | CmaEsSampler | Nsga2Sampler | Nsga3Sampler
 QUOTA_SECONDS = 30.0  # between looks at the disk
+STOP_SECONDS = 30.0  # for the stages of a study that is stopped to leave their checkpoints
+ORDERED: dict[Order | None, str] = {
+    "pause": "paused: running stages leave their checkpoints and machines; `study resume {study}` goes on",
+    "stop": "stopping: running stages leave their checkpoints",
+    None: "resumed",
+}
 QUEUE_LOST = "the process that hands stages to worker groups was lost"
 TUNE_SETTINGS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the study at once: it resumes from checkpoints
@@ -59,11 +68,12 @@ class GroupsLostError(RuntimeError):
 
 def run_trials(
     spec: StudySpec, ledger: Ledger, run: str, watcher: Watcher, stage_module: str = stage_process.__name__
-) -> None:
-    """Run every trial that the ledger does not yet have, or until a budget is spent. Needs a connection to Ray.
+) -> Ending:
+    """Run every trial that the ledger does not yet have, or until a budget is spent, or a person stops the study.
 
-    `run` is the name that the ledger gave this run; `stage_module` is run with -m to run stages. Raises InfeasibleError
-    before anything starts when the cluster can never hold a worker group, GroupsLostError.
+    Needs a connection to Ray. `run` is the name that the ledger gave this run; `stage_module` is run with -m to run
+    stages. Raises InfeasibleError before anything starts when the cluster can never hold a worker group, and
+    GroupsLostError.
     """
     wanted = spec.resources
     sizes = {kind: group_size(wanted, kind) for kind in get_args(StageKind)}
@@ -72,30 +82,39 @@ def run_trials(
         refuse_infeasible(size)
     settings = GroupSettings(
         storage=spec.storage,
+        stages=spec.stages,
         max_groups=wanted.max_groups,
         idle_seconds=wanted.idle_seconds,
         silence_seconds=60 * wanted.silence_minutes,
         retries=wanted.retries,
         preemptions=wanted.preemptions,
+        study=spec.study,
+        priority=wanted.priority,
         node_prices=dict(wanted.node_prices),
         module=stage_module,
     )
     for losses in range(1 + wanted.preemptions):
         groups = start_worker_groups(settings)
         conductor = Conductor(spec, ledger, run, watcher, groups, used)
-        trainable = ray.tune.with_parameters(run_trial, groups=groups, sizes=sizes, storage=spec.storage)
+        places = {"storage": spec.storage, "stages": spec.stages}
+        trainable = ray.tune.with_parameters(run_trial, groups=groups, sizes=sizes, **places)
         tune(conductor, trainable, spec.storage)
+        conductor.leave()
         if not conductor.groups_lost:
             break
         watcher.told(f"{QUEUE_LOST}; its stages go on from their checkpoints ({losses + 1} of {wanted.preemptions})")
     else:
         raise GroupsLostError(f"{QUEUE_LOST} {1 + wanted.preemptions} times; the same command goes on")
-    if conductor.budget_spent:
-        watcher.told(f"stopped: {conductor.budget_spent}; a larger budget goes on from the last checkpoints")
-    elif conductor.search.is_over:
-        ledger.end_study(spec.study)
     if spec.quota is not None:
         fit(ledger, spec.storage, spec.quota)
+    if conductor.stopped:
+        watcher.told(f"stopped by `study stop {spec.study}`; the same command goes on from the last checkpoints")
+        return "stopped"
+    if conductor.budget_spent:
+        watcher.told(f"stopped: {conductor.budget_spent}; a larger budget goes on from the last checkpoints")
+        return "budget"
+    ledger.end_study(spec.study)
+    return "over"
 
 
 def group_size(resources: ResourcesSpec, kind: StageKind) -> GroupSize:
@@ -152,6 +171,9 @@ class Conductor:
         self.spec, self.ledger, self.search = spec, ledger, Search(spec, ledger)
         self.budget_spent: str | None = None
         self.groups_lost = False
+        self.stopped = False
+        self._order: Order | None = None
+        self._ordered_at = 0.0
         self._lost: Counter[str] = Counter()  # trial -> how often its process was lost
         self._run, self._watcher, self._groups, self._sizes = run, watcher, groups, sizes
         self._stages: dict[str, Sequence[Stage]] = {}  # of trials that run
@@ -159,6 +181,7 @@ class Conductor:
         self._arms: dict[str, str] = {}
         self._ended: set[str] = set()  # those of them that the ledger knows to have ended
         self._stopper = Stopper(spec, ledger)
+        self._metrics = StudyMetrics(spec.study, ledger)
         self._done_arms: set[str] = set()
         self._started_at = 0.0  # when the last trial was proposed
         self.may_take_process: Callable[[float], bool] = lambda running_seconds: True
@@ -168,7 +191,7 @@ class Conductor:
 
     def propose(self) -> Proposal | None:
         """The next trial, when there is one and there is room for it."""
-        if self.is_ending or not self._has_room() or not self.may_take_process(self._running_seconds()):
+        if self.is_ending or self._order or not self._has_room() or not self.may_take_process(self._running_seconds()):
             return None
         proposal = self.search.propose(not_of=self._waiting_arms())
         if proposal:
@@ -182,7 +205,7 @@ class Conductor:
     @property
     def is_ending(self) -> bool:
         """Whether what runs is to end, and to go on another time."""
-        return self.groups_lost or self.budget_spent is not None
+        return self.groups_lost or self.stopped or self.budget_spent is not None
 
     def _running_seconds(self) -> float:
         """How long the last trial has been running, infinite when none is."""
@@ -263,6 +286,8 @@ class Conductor:
         if state is None:
             return
         self.ledger.set_spent(self._run, state.accelerator_seconds, state.cost)
+        self._metrics.set(state)
+        self._heed_order(state.groups)
         for message in state.told:
             self._watcher.told(message)
         self.budget_spent = budget_is_spent(self.spec.stop, self.ledger.spent(self.spec.study))
@@ -279,6 +304,21 @@ class Conductor:
                 f"a worker group of {state.starting} has not started for {state.starting_seconds:.0f} s: free are "
                 f"{free.get('CPU', 0):g} CPU(s) and {free.get('GPU', 0):g} GPU(s) on {len(present)} node(s)"
             )
+
+    def _heed_order(self, groups: int) -> None:
+        """Pause, go on, or end once the stages have left their checkpoints."""
+        before, self._order = self._order, self.ledger.order(self.spec.study)
+        if self._order != before:
+            self._ordered_at = time.monotonic()
+            self._ask_groups("pause", self._order is not None)
+            self._watcher.told(ORDERED[self._order].format(study=self.spec.study))
+        waited = time.monotonic() - self._ordered_at
+        self.stopped = self._order == "stop" and (groups == 0 or waited > STOP_SECONDS)
+
+    def leave(self) -> None:
+        """Let other studies have what this one wanted."""
+        if not self.groups_lost:
+            self._ask_groups("leave")
 
     def _ask_groups(self, what: str, *arguments: Any) -> Any:
         """The answer of the worker groups' queue; None when it is no longer there."""

@@ -25,6 +25,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from study.ledger import Ledger, Trial
 from trainables.lease import Lease
+from trainables.remote_stages import LISTING
 from trainables.settings_file import SettingsError
 
 LOGS_KEPT_SECONDS = 24 * 3600.0
@@ -153,6 +154,8 @@ def _stage_item(folder: Path, use: _Use, *, named: bool) -> tuple[Item, float]:
         kept = f"{use.unfinished} needs it"
     if _lease(folder).held_by_another():
         kept = _HELD
+    elif state == "unfinished" and (folder / LISTING).exists():
+        kept = "a worker may have it: its lease is in object storage"
     what = " ".join([*([] if state == "finished" else [state]), folder.parent.name, "of", _shown(use.trials)])
     garbage = kept is None and state != "finished"
     return Item(folder, what, size, kept, garbage), modified_at

@@ -34,21 +34,27 @@ def measure_inference_times(spec: StudySpec, ledger: Ledger, watcher: Watcher) -
     try:
         with whole_accelerator(gpu, 60 * wanted.wait_minutes) as accelerator:
             for stage in stages:
-                _measure(spec.storage, stage, wanted, accelerator, ledger, watcher)
+                _measure(spec, stage, wanted, accelerator, ledger, watcher)
     except (NotFreeError, LostError) as error:
         watcher.told(f"inference times were not measured: {error}; the same command measures them later")
 
 
 def _measure(
-    storage: Path, stage: Stage, wanted: InferenceTimeSpec, accelerator: Accelerator, ledger: Ledger, watcher: Watcher
+    spec: StudySpec, stage: Stage, wanted: InferenceTimeSpec, accelerator: Accelerator, ledger: Ledger, watcher: Watcher
 ) -> None:
     protocol = (wanted.split, wanted.batch_seconds, wanted.warmup, wanted.repeats)
     try:
-        found = accelerator.run(inference_time, StageStore(storage).folder(stage), stage.corpus, *protocol)
+        folder = accelerator.run(_fetched, spec.storage, spec.stages, stage)
+        found = accelerator.run(inference_time, folder, stage.corpus, *protocol)
     except (CheckpointError, OSError, ValueError) as error:
         watcher.told(f"the inference time of {stage.name()} was not measured: {error}")
     else:
         ledger.add_inference_time(stage.fingerprint(), found)
+
+
+def _fetched(storage: Path, stages: str | None, stage: Stage) -> Path:
+    """The folder of the stage on the machine that measures."""
+    return StageStore(storage, stages).fetch(stage)
 
 
 def _unmeasured(spec: StudySpec, ledger: Ledger, wanted: InferenceTimeSpec) -> Iterator[Stage]:

@@ -22,10 +22,11 @@ from study.database import JSON, Database, LedgerError, database_name, one_at_a_
 from study.spec import StudySpec
 from trainables.stage import InferenceTime, Report, Stage
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Status = Literal["unfinished", "finished", "failed", "stopped"]  # stopped: early, by comparison with others
 Origin = Literal["search", "replication"]
+Order = Literal["pause", "stop"]
 
 MEASURED = ("parameters", "real_time_factor")  # fields of a report that are metrics here
 
@@ -56,6 +57,7 @@ _runs = sa.Table(
     sa.Column("seen_at", sa.Float, nullable=False),
     sa.Column("accelerator_seconds", sa.Float, nullable=False),
     sa.Column("cost", sa.Float, nullable=False),
+    sa.Column("ended_at", sa.Float),  # None: it is running, or was killed
 )
 _trials = sa.Table(
     "trials",
@@ -105,6 +107,7 @@ _points = sa.Table(
     sa.Column("elapsed_seconds", sa.Float, nullable=False),
     sa.Column("accelerator_seconds", sa.Float, nullable=False),
     sa.Column("reported_at", sa.Float, nullable=False),
+    sa.Column("device", sa.String),  # None: not recorded
     sa.UniqueConstraint("stage", "step", "metric"),
 )
 _evaluations = sa.Table(
@@ -127,6 +130,12 @@ _inference_times = sa.Table(
     sa.Column("utterances", sa.Integer, nullable=False),
     sa.Column("audio_seconds", sa.Float, nullable=False),
     sa.Column("seconds", JSON, nullable=False),  # of each pass
+)
+_orders = sa.Table(
+    "orders",
+    _metadata,  # what a person wants of a running study
+    sa.Column("study", sa.ForeignKey("studies.study"), primary_key=True),
+    sa.Column("order", sa.String, nullable=False),
 )
 _mirrored = sa.Table(
     "mirrored",
@@ -196,6 +205,7 @@ class CurvePoint:
     elapsed_seconds: float
     accelerator_seconds: float
     reported_at: float
+    device: str | None = None  # on which it was reported; None: not recorded
 
 
 class Ledger:
@@ -264,6 +274,7 @@ class Ledger:
             self._database.insert_once(_studies).values(study=study, created_at=now, **row),
             sa.update(_studies).where(_studies.c.study == study).values(**row),
             self._database.insert_once(_runs).values(run=run, study=study, **spent),
+            sa.delete(_orders).where(_orders.c.study == study),
         )
         self._began[run] = time.monotonic()
         return run
@@ -271,6 +282,15 @@ class Ledger:
     def end_study(self, study: str) -> None:
         """Record that the study has nothing more to run."""
         self._database.write(sa.update(_studies).where(_studies.c.study == study).values(ended_at=self._now()))
+
+    def give_order(self, study: str, order: Order | None) -> None:
+        """Tell the process that runs the study what to do; None: to go on. It reads this once a second."""
+        insert = [] if order is None else [sa.insert(_orders).values(study=study, order=order)]
+        self._database.write(sa.delete(_orders).where(_orders.c.study == study), *insert)
+
+    def end_run(self, run: str) -> None:
+        """Record that the process runs the study no more, however far it came."""
+        self._database.write(sa.update(_runs).where(_runs.c.run == run).values(ended_at=time.time()))
 
     def set_spent(self, run: str, accelerator_seconds: float, cost: float) -> None:
         """Record what the run took so far. It is one that this object has opened."""
@@ -417,6 +437,17 @@ class Ledger:
         """The sweep of the study's latest run; the storage folder may have been moved since. Raises as `study`."""
         return StudySpec.model_validate(self.study(study)["spec"]).with_(storage=storage)
 
+    def order(self, study: str) -> Order | None:
+        """What the study has been told to do since it was started last."""
+        rows = self._database.read(sa.select(_orders).where(_orders.c.study == study))
+        return rows[0].order if rows else None
+
+    def seen_at(self, study: str) -> float | None:
+        """When the process that runs the study was last seen, in Unix time; None when it has said that it ended."""
+        running = (_runs.c.study == study, _runs.c.ended_at.is_(None))
+        (row,) = self._database.read(sa.select(sa.func.max(_runs.c.seen_at).label("at")).where(*running))
+        return None if row.at is None else float(row.at)
+
     def is_over(self, study: str) -> bool:
         """Whether the study had nothing more to run when it ended."""
         return self.study(study)["ended_at"] is not None
@@ -466,6 +497,13 @@ class Ledger:
         for row in self._database.read(query.order_by(stage.trial, stage.position)):
             found[row.trial].append(row.stage)
         return {trial: tuple(stages) for trial, stages in found.items()}
+
+    def devices(self, study: str) -> frozenset[str]:
+        """Names of all devices that stages of the study's trials are known to have run on."""
+        mine = sa.select(_trial_stages.c.stage).where(_trial_stages.c.study == study)
+        query = sa.select(_points.c.device).distinct()
+        known = query.where(_points.c.stage.in_(mine), _points.c.device.is_not(None))
+        return frozenset(row.device for row in self._database.read(known))
 
     def curve(self, study: str, trial: str, metric: str | None = None) -> list[CurvePoint]:
         """The trial's points over all its stages, in order, with cumulative steps and costs."""
@@ -551,6 +589,10 @@ def _make_tables(db: sa.Connection) -> None:
     if version == 1:
         db.execute(sa.text("ALTER TABLE studies ADD COLUMN ended_at FLOAT"))
         db.execute(sa.text("ALTER TABLE trials ADD COLUMN sampler_state JSON"))
+    if "ended_at" not in {column["name"] for column in sa.inspect(db).get_columns(_runs.name)}:
+        db.execute(sa.text("ALTER TABLE runs ADD COLUMN ended_at FLOAT"))
+    if "device" not in {column["name"] for column in sa.inspect(db).get_columns(_points.name)}:
+        db.execute(sa.text("ALTER TABLE points ADD COLUMN device VARCHAR"))
     if version is None:
         db.execute(sa.insert(_schema).values(version=SCHEMA_VERSION))
     else:

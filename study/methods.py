@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from study.answer import Answer, ArmResult, metric_name, objective_name, time_text
+from study.answer import Answer, ArmResult, device_sentences, metric_name, objective_name, time_text
 from study.differences import ArmDifference
 from study.ledger import Ledger
 from study.page import Section, bullets, paragraph
@@ -46,7 +46,7 @@ def methods_section(
     }
     if statistics := list(_statistics(found, compared, importance)):
         parts["Statistics"] = bullets(statistics)
-    parts["Hardware and software"] = paragraph(" ".join(_hardware_sentences(spec, ledger, environment)))
+    parts["Hardware and software"] = paragraph(" ".join(_hardware_sentences(spec, ledger, found, environment)))
     return Section("Methods", "".join(f"<h3>{title}</h3>{body}" for title, body in parts.items()))
 
 
@@ -197,11 +197,15 @@ def _convergence_sentences(spec: StudySpec, found: Answer) -> Iterator[str]:
 
 
 def _hardware_sentences(
-    spec: StudySpec, ledger: Ledger, environment: Mapping[str, Mapping[str, object]]
+    spec: StudySpec, ledger: Ledger, found: Answer, environment: Mapping[str, Mapping[str, object]]
 ) -> Iterator[str]:
     yield f"Each stage was trained by {_group_text(spec.resources)}."
     for kind, group in spec.resources.stages.items():
         yield f"Stages of the kind {kind} were trained by {_group_text(group)}."
+    if devices := found.devices.found:
+        shares = (f"{d.name} ({_counted(d.stages, 'stage')}, {time_text(d.accelerator_seconds)})" for d in devices)
+        yield f"Devices, with what they spent: {', '.join(shares)}."
+    yield from device_sentences(found.devices)
     if machine := environment.get("machine"):
         yield f"The study was started on a machine with {machine['cpus']} CPU cores ({machine['platform']})."
     spent = ledger.spent(spec.study)
@@ -237,6 +241,11 @@ def _statistics(found: Answer, compared: Sequence[ArmDifference], importance: Im
         )
     if ratios or any(row.difference for row in compared):
         yield "p-values are corrected by Holm's step-down method (Holm, 1979)."
+    if any(device.name != device.reference for device in found.devices.found):
+        yield (
+            "Speeds of devices: least squares on the logarithms of the median times of equal work, with an effect of "
+            "the work and one of the device."
+        )
     if any(len(arm.trials) > 1 for arm in found.arms):
         yield "Seeds that have not reached the target: the estimate of Kaplan and Meier (1958)."
     if any(row.log_rank is not None for row in found.targets):

@@ -40,16 +40,17 @@ class Study:
         """A row for each value of each metric (or of one) of each trial, over all its stages.
 
         `step`, `audio_seconds`, `elapsed_seconds` and `accelerator_seconds` count from the start of the trial's first
-        stage, as in the report.
+        stage, as in the report; they are as spent, on the `device` of each row or the ones before.
         """
         import pandas as pd
 
         rows = [
-            {**_head(trial), "stage": p.kind, "metric": p.metric, "value": p.value, **_costs(p), "epochs": p.epochs}
+            {**_head(trial), "stage": p.kind, "metric": p.metric, "value": p.value, **_costs(p)}
+            | {"epochs": p.epochs, "device": p.device}
             for trial in self._ledger.trials(self.name)
             for p in self._ledger.curve(self.name, trial.trial, metric)
         ]
-        return pd.DataFrame(rows, columns=[*HEAD, "stage", "metric", "value", *COSTS, "epochs"])
+        return pd.DataFrame(rows, columns=[*HEAD, "stage", "metric", "value", *COSTS, "epochs", "device"])
 
     def answer(self) -> Answer:
         """What the report says, as numbers: `.sentences`, `.arms`, `.comparisons`, `.targets`, `.scaling` ..."""

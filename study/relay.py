@@ -27,9 +27,11 @@ if TYPE_CHECKING:
 LEASE_POLL_SECONDS = 1.0
 
 
-def run_trial(config: dict[str, Any], groups: Any, sizes: Mapping[str, GroupSize], storage: Path) -> None:
+def run_trial(
+    config: dict[str, Any], groups: Any, sizes: Mapping[str, GroupSize], storage: Path, stages: str | None
+) -> None:
     """One trial, in a light process: its stages one after another, each trained by whichever group takes it."""
-    store = StageStore(storage)
+    store = StageStore(storage, stages)
     for position, stage in enumerate(stages_of(TrialConfig.model_validate(config["config"]))):
         relay = functools.partial(_relay, position)
         outcome = _run_stage(config["trial"], stage, store, groups, sizes[stage.kind], relay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -11,21 +12,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from study import compare, corpora, errors, garbage, language_model, similarity
+from study import compare, corpora, errors, garbage, language_model, similarity, status
 from study.database import LedgerError
 from study.ledger import Ledger
+from study.notify import Webhook
 from study.spec import StudySpec, read_spec, trials_of, without_passwords
+from study.watcher import Watchers
 from trainables.lease import Lease
+from trainables.object_lease import ObjectLease
+from trainables.object_storage import storage_problem
 from trainables.settings_file import SettingsError
 
 if TYPE_CHECKING:
+    from study.answer import Answer
     from study.estimate import Estimate
+    from study.execution import Ending
+    from study.notify import Event
     from study.plan import Plan
     from study.tracking import Conclusion
 
@@ -34,6 +42,9 @@ VERBS = (
     "run",
     "plan",
     "status",
+    "pause",
+    "resume",
+    "stop",
     "report",
     "compare",
     "errors",
@@ -54,7 +65,7 @@ VERBS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0: all done; 2: bad sweep file or request; 3: some trials failed; 130: interrupted.
+    0: all done; 2: bad sweep file or request; 3: some trials failed; 130: interrupted, or told to stop.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words and words[0] not in VERBS and not words[0].startswith("-"):
@@ -94,9 +105,6 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--probe", action="store_true", help="measure a few steps here, and estimate hours and cost")
     plan.set_defaults(command=_plan)
 
-    status = verbs.add_parser("status", help="how far studies are")
-    status.add_argument("study", nargs="?", help="name of a study; without it, all studies")
-    status.set_defaults(command=_status)
     report = verbs.add_parser("report", help="write the report of a study again")
     report.add_argument("study", help="name of the study")
     report.set_defaults(command=_report)
@@ -116,11 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("trained", metavar="TRIAL-or-folder", help="a trial, as STUDY/TRIAL or TRIAL, or a folder")
     transcribe.add_argument("files", nargs="+", type=Path, metavar="FILE", help="audio, any rate, any channels")
     transcribe.set_defaults(command=_transcribe)
-    for module in (compare, errors, similarity, corpora, language_model, garbage):
+    for module in (status, compare, errors, similarity, corpora, language_model, garbage):
         module.add_parser(verbs)
-    for verb in (status, report, export, transcribe, journal):
+    for verb in (report, export, transcribe, journal):
         verb.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
-    for verb in (plan, status, report, models, presets, transcribe):
+    for verb in (plan, report, models, presets, transcribe):
         verb.add_argument("--json", action="store_true", help="print JSON, for programs")
     return parser
 
@@ -167,6 +175,7 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
     from study.provenance import environment, refuse_drift
     from study.terminal import make_console, plan_table
 
+    _refuse_unusable_stages(spec)
     _fetch_initial_weights(spec)
     console, plan = make_console(), make_plan(spec)
     console.print(Text(spec.question, style="bold"), plan_table(plan), sep="\n")
@@ -177,11 +186,17 @@ def _run_study(spec: StudySpec, *, retry_failed: bool) -> int:
         run = ledger.open_study(spec.study, json.loads(without_passwords(spec.model_dump_json())), environment(spec))
         if retry_failed:
             ledger.reopen_failed(spec.study)
-        return _run_and_mirror(console, spec, plan, ledger, run)
+        try:
+            with Webhook(spec.study, ledger) as webhook:
+                return _run_and_mirror(console, spec, plan, ledger, run, webhook)
+        finally:
+            with contextlib.suppress(LedgerError):  # which has been told of
+                ledger.end_run(run)
 
 
-def _run_and_mirror(console: Console, spec: StudySpec, plan: Plan, ledger: Ledger, run: str) -> int:
+def _run_and_mirror(console: Console, spec: StudySpec, plan: Plan, ledger: Ledger, run: str, webhook: Webhook) -> int:
     from cluster.connect import NoClusterError, connect
+    from study.answer import answer
     from study.tracking import MirrorProcess, tracking_uri
 
     uri = tracking_uri(spec.storage, spec.mlflow.tracking_uri)
@@ -191,18 +206,30 @@ def _run_and_mirror(console: Console, spec: StudySpec, plan: Plan, ledger: Ledge
     try:
         with connect():
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has put its own in the place
-            _run_trials(console, spec, plan, ledger, run)
-        conclusion = _conclude(console, spec, ledger)
+            ending = _run_trials(console, spec, plan, ledger, run, webhook)
+        found = answer(spec, ledger)
+        conclusion = _conclude(console, spec, ledger, found)
+        webhook.send(*_last_words(ending, found))
     except NoClusterError as error:
         raise SettingsError([str(error)]) from error
     finally:
         mirrored = mirror.finish(conclusion) if mirror else True
     if mirror:
         _tell_mlflow(console, uri, mirrored, mirror.log)
+    if ending == "stopped":
+        return INTERRUPTED
     return SOME_FAILED if ledger.count(spec.study)["failed"] else DONE
 
 
-def _run_trials(console: Console, spec: StudySpec, plan: Plan, ledger: Ledger, run: str) -> None:
+def _last_words(ending: Ending, found: Answer) -> tuple[Event, str]:
+    """For the webhook."""
+    if ending == "over":
+        return "finished", " ".join(["finished.", *found.sentences[:1]])
+    told = "a budget is spent" if ending == "budget" else "stopped by `study stop`"
+    return ending, f"{told}; the same command goes on"
+
+
+def _run_trials(console: Console, spec: StudySpec, plan: Plan, ledger: Ledger, run: str, webhook: Webhook) -> Ending:
     from cluster.nodes import InfeasibleError
     from study.execution import run_trials
     from study.inference_time import measure_inference_times
@@ -210,9 +237,10 @@ def _run_trials(console: Console, spec: StudySpec, plan: Plan, ledger: Ledger, r
 
     try:
         with Terminal(console, spec, plan, ledger) as terminal:
-            run_trials(spec, ledger, run, terminal)
-            if ledger.is_over(spec.study):
+            ending = run_trials(spec, ledger, run, Watchers(terminal, webhook))
+            if ending == "over":
                 measure_inference_times(spec, ledger, terminal)
+            return ending
     except InfeasibleError as error:
         raise SettingsError([str(error)]) from error
 
@@ -227,7 +255,10 @@ def _refuse_unknown_studies(spec: StudySpec, ledger: Ledger) -> None:
 @contextmanager
 def _alone(spec: StudySpec) -> Iterator[None]:
     """Hold the study, so that no other process runs it. Raises SettingsError when another one does."""
-    lease = Lease(spec.storage / "studies" / f"{spec.study}.lease")
+    if spec.stages:
+        lease: Lease | ObjectLease = ObjectLease(spec.stages, f"studies/{spec.study}.lease")
+    else:
+        lease = Lease(spec.storage / "studies" / f"{spec.study}.lease")
     deadline = time.monotonic() + Lease.STALE_SECONDS + Lease.HEARTBEAT_SECONDS
     while lease.held_by_another() and not lease.is_held_here() and time.monotonic() < deadline:
         time.sleep(1.0)  # a holder that died on another machine is known by its silence
@@ -235,6 +266,11 @@ def _alone(spec: StudySpec) -> Iterator[None]:
         if held is None:
             raise SettingsError([f"study {spec.study!r} is being run by another process; see {lease.path}"])
         yield
+
+
+def _refuse_unusable_stages(spec: StudySpec) -> None:
+    if spec.stages and (problem := storage_problem(spec.stages)):
+        raise SettingsError([f"stages: {problem}"])
 
 
 def _fetch_initial_weights(spec: StudySpec) -> None:
@@ -257,9 +293,8 @@ def _fetch_initial_weights(spec: StudySpec) -> None:
         raise SettingsError(errors)
 
 
-def _conclude(console: Console, spec: StudySpec, ledger: Any) -> Conclusion:
+def _conclude(console: Console, spec: StudySpec, ledger: Ledger, found: Answer) -> Conclusion:
     """Print ranking, failures and answer, and write the report."""
-    from study.answer import answer
     from study.conclusion import conclusion
     from study.optuna_studies import importance
     from study.report import write_report
@@ -269,7 +304,6 @@ def _conclude(console: Console, spec: StudySpec, ledger: Any) -> Conclusion:
     failed = failures(ledger.trials(spec.study))
     if failed:
         console.print(failed)
-    found = answer(spec, ledger)
     tables = [table for table in (rate_table(found), front_table(found)) if table]
     console.print(*tables, answer_lines(spec, found), sep="\n")
     page = write_report(spec, ledger, importance(spec, ledger))
@@ -283,44 +317,6 @@ def _tell_mlflow(console: Console, uri: str, mirrored: bool, log: Path) -> None:
         console.print(f"MLflow: {shown}", soft_wrap=True, highlight=False)
     else:
         console.print(f"MLflow is not up to date (see {log}); the same command again completes it.", soft_wrap=True)
-
-
-def _status(options: argparse.Namespace) -> int:
-    from study.answer import metric_name
-    from study.terminal import failures, make_console, ranking
-
-    ledger = _ledger(options.storage)
-    names = [options.study] if options.study else [row["study"] for row in ledger.studies()]
-    rows = [_status_of(ledger, name) for name in names]
-    if options.json:
-        print(json.dumps(rows[0] if options.study else rows, indent=2))
-        return DONE
-    shown = ("finished", "stopped", "failed", "unfinished")
-    table = Table("study", *shown, "best trial", "question")
-    for row in rows:
-        found = row["best"]
-        best = f"{found['trial']} {metric_name(found['metric'])} {found['value']:.1%}" if found else ""
-        table.add_row(row["study"], *(str(row[status]) for status in shown), best, row["question"])
-    console = make_console()
-    console.print(table)
-    if options.study:
-        console.print(ranking(ledger.spec(options.study, options.storage.absolute()), ledger))
-        console.print(failures(ledger.trials(options.study)) or "")
-    return DONE
-
-
-def _status_of(ledger: Any, study: str) -> dict[str, Any]:
-    spec = StudySpec.model_validate(ledger.study(study)["spec"])
-    trials = ledger.trials(study)
-    counts = dict(ledger.count(study))
-    ranked = ledger.ranked(trials, spec.search.metric)
-    metric = spec.search.metric
-    best = (
-        {"trial": ranked[0].trial, "metric": metric, "value": ledger.final(study, ranked[0].trial)[metric]}
-        if ranked
-        else None
-    )
-    return {"study": study, "question": spec.question, **counts, "best": best}
 
 
 def _report(options: argparse.Namespace) -> int:

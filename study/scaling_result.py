@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from study.convergence import Axis, spent_until
+from study.devices import Devices
 from study.ledger import Ledger, Trial
 from study.scaling import (
     Bootstrap,
@@ -116,11 +117,16 @@ class ScalingResult:
         return [*laws, *(_crossing_sentence(self, crossing, metric_name) for crossing in self.crossings)]
 
 
-def scaling_result(spec: StudySpec, ledger: Ledger) -> ScalingResult | None:
+def scaling_result(spec: StudySpec, ledger: Ledger, devices: Devices) -> ScalingResult | None:
     """The laws of the arms that the study names; None where it asks for none."""
     if spec.scaling is None:
         return None
-    arms = [_arm_scaling(spec.scaling, arm, *_measurements(spec, ledger, arm)) for arm in spec.scaled_arms]
+    scaled = [t for t in ledger.trials(spec.study) if t.arm in spec.scaled_arms and t.status == "finished"]
+    references = devices.references_of(ledger, scaled)
+    arms = [
+        _arm_scaling(spec.scaling, arm, *_measurements(spec, ledger, arm, devices), references)
+        for arm in spec.scaled_arms
+    ]
     of = {arm.arm: arm for arm in arms}
     pairs = [(of[arm], of[baseline]) for arm, baseline in spec.comparisons() if arm in of and baseline in of]
     crossings = [found for arm, baseline in pairs if (found := _crossing(arm, baseline))]
@@ -128,7 +134,7 @@ def scaling_result(spec: StudySpec, ledger: Ledger) -> ScalingResult | None:
     return ScalingResult(asked.size, asked.metric, asked.form, asked.second, asked.predict_at, arms, crossings)
 
 
-def _measurements(spec: StudySpec, ledger: Ledger, arm: str) -> tuple[list[Measurement], int]:
+def _measurements(spec: StudySpec, ledger: Ledger, arm: str, devices: Devices) -> tuple[list[Measurement], int]:
     """The finished trials of the arm that have sizes and the metric; of those of equal sizes and seed, the best one.
 
     And how many more have sizes, but did not reach the target.
@@ -142,7 +148,7 @@ def _measurements(spec: StudySpec, ledger: Ledger, arm: str) -> tuple[list[Measu
             continue
         final = ledger.final(spec.study, trial.trial)
         size, second = _size(trial, final, asked.size), _second(ledger, trial, final, asked)
-        value = final.get(asked.metric) if asked.metric in METRICS else _value(spec, ledger, trial, asked.metric)
+        value = final.get(asked.metric) if asked.metric in METRICS else _value(spec, ledger, trial, devices)
         if size is None or second is None:
             continue
         if value is None:
@@ -154,13 +160,15 @@ def _measurements(spec: StudySpec, ledger: Ledger, arm: str) -> tuple[list[Measu
     return sorted(best.values(), key=lambda m: (m.size, m.second, m.seed)), missed
 
 
-def _value(spec: StudySpec, ledger: Ledger, trial: Trial, metric: str) -> float | None:
+def _value(spec: StudySpec, ledger: Ledger, trial: Trial, devices: Devices) -> float | None:
     """What is spent until the target, None: it was not reached; or the training loss that was reported last."""
+    assert spec.scaling is not None
+    metric = spec.scaling.metric
     if metric not in SPENT:
         losses = ledger.curve(spec.study, trial.trial, metric)
         return losses[-1].value if losses else None
     axis, unit = SPENT[metric]
-    curve = ledger.curve(spec.study, trial.trial, spec.convergence.metric)
+    curve = devices.curve(ledger, trial, spec.convergence.metric)
     spent = spent_until(curve, spec.convergence.target, axis)
     return None if spent is None else spent / unit
 
@@ -188,11 +196,14 @@ def _size(trial: Trial, final: Mapping[str, float], path: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _arm_scaling(asked: ScalingSpec, arm: str, measurements: list[Measurement], missed: int) -> ArmScaling:
+def _arm_scaling(
+    asked: ScalingSpec, arm: str, measurements: list[Measurement], missed: int, references: frozenset[str]
+) -> ArmScaling:
     form = FORMS[asked.form]
     compared = (NoAsymptote(), form) if asked.form == "power_law" else (form,)
     try:
-        refused = _censored(measurements, missed) or (refuse_joint if asked.form == "joint" else refuse)(measurements)
+        refused = _incomparable(asked, references) or _censored(measurements, missed)
+        refused = refused or (refuse_joint if asked.form == "joint" else refuse)(measurements)
         if refused is None:
             held_out = compare_forms(measurements, compared)
             largest = max(measurements, key=lambda m: (m.size, m.second))
@@ -201,6 +212,16 @@ def _arm_scaling(asked: ScalingSpec, arm: str, measurements: list[Measurement], 
     except ScalingError as error:
         refused = str(error)
     return ArmScaling(arm, measurements, refused, None, [])
+
+
+def _incomparable(asked: ScalingSpec, references: frozenset[str]) -> str | None:
+    """A law of times on devices of unknown speeds would be about the devices."""
+    if asked.metric != "accelerator_hours_to_target" or len(references) < 2:
+        return None
+    return (
+        f"accelerator time on {' and on '.join(sorted(references))} does not compare, for no equal work ran on both: "
+        "take updates_to_target or audio_hours_to_target"
+    )
 
 
 def _censored(measurements: Sequence[Measurement], missed: int) -> str | None:

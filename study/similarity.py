@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -86,7 +87,7 @@ def measure(spec: StudySpec, ledger: Ledger, utterances: int, tell: Callable[[st
         missing=(),
         pairs=before.pairs if before else {},
     )
-    store = StageStore(spec.storage)
+    store = StageStore(spec.storage, spec.stages)
     for trial in [trial for arm in spec.arms for trial in arm_result(spec, ledger, arm).trials]:
         stored = _stored(ledger, store, trial)
         if stored:
@@ -116,8 +117,10 @@ def _stored(ledger: Ledger, store: StageStore, trial: Trial) -> _Stored | None:
     from study.similarity_report import INITIAL
 
     rows = [row for row in ledger.trial_stages(trial.study, trial.trial) if row["kind"] != "decode"]
-    folders = {row["kind"]: store.named_folder(row["kind"], row["name"]) for row in rows}
-    there = {kind: folder for kind, folder in folders.items() if (folder / "DONE").is_file()}
+    there = {}
+    for row in rows:
+        with contextlib.suppress(FileNotFoundError):
+            there[row["kind"]] = store.fetch_named(row["kind"], row["name"])
     last = rows[-1]["kind"]
     if last not in there:
         return None

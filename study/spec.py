@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import ByteSize, Field, ValidationError, model_validator
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
 
 from cluster.ray_job import inside_ray_job
 from search_spaces.space import Point, Space, Value, condition_errors, probe_points, sampled
 from study.early_stopping import EarlyStoppingConfig
 from study.published import TableMapping, mapping_errors
 from trainables.config import Config, merge
+from trainables.object_storage import checked_url
 from trainables.settings_file import Location, SettingsError, SettingsFile, did_you_mean, explain, read_settings_file
 from trainables.stage import StageKind
 from trainables.trial import TrialConfig, lacks_metric, problems
@@ -221,6 +222,9 @@ class ResourcesSpec(GroupSpec):
     silence_minutes: float = Field(60, gt=0, description="A stage that reports nothing for so long is killed.")
     retries: int = Field(2, ge=0, description="Times that a stage goes on from its checkpoint after a killed process.")
     preemptions: int = Field(20, ge=0, description="The same after the loss of its machines.")
+    priority: int = Field(
+        0, description="Of studies on one cluster, a higher one gets machines first; equal ones share them fairly."
+    )
     node_prices: dict[str, float] = Field(
         {}, description="Price of an hour of a node, by node type (Ray's node group); `default` is for all others."
     )
@@ -288,6 +292,11 @@ class StudySpec(Config):
     study: Name
     question: str
     storage: Path = Field(Path("results"), description="Folder, on storage that every node sees.")
+    stages: str | None = Field(
+        None,
+        description="URL of object storage that keeps the stages, such as s3://bucket/prefix; `storage` may then be "
+        "another folder on each node. None: in the storage folder.",
+    )
     trial: dict[str, Any] = Field({}, description="What all arms share; an arm's own `trial` is laid over it.")
     arms: dict[Name, ArmSpec] = Field(min_length=1)
     search: SearchSpec
@@ -320,6 +329,19 @@ class StudySpec(Config):
         named = [(name, arm.baseline) for name, arm in self.arms.items() if arm.baseline]
         first, *others = self.arms
         return named or [(other, first) for other in others]
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_are_at_a_url(cls, value: str | None) -> str | None:
+        return checked_url(value) if value else None
+
+    @model_validator(mode="after")
+    def _quota_is_of_folders(self) -> Self:
+        if self.quota is not None and self.stages:
+            raise ValueError(
+                "quota is about the storage folder, and `stages` keeps weights in object storage; leave out one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _costs_are_known(self) -> Self:

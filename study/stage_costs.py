@@ -11,7 +11,8 @@ from typing import Any, get_args
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.answer import Answer, time_text
+from study.answer import ON_ONE_DEVICE, Answer, time_text
+from study.devices import Devices
 from study.figure_files import BARS, Drawn, Value
 from study.ledger import CurvePoint, Ledger, Trial
 from study.spec import StudySpec
@@ -93,11 +94,11 @@ class _Spent:
 
 
 def stage_costs(spec: StudySpec, ledger: Ledger, found: Answer) -> StageCosts:
-    """The costs of the arms' stages, and what all trials of the study paid.
+    """The costs of the arms' stages, as on one device, and what all trials of the study paid, on any.
 
     Of a trial that was stopped early, or of a stage that other studies share, all that the stage spent counts.
     """
-    arms = [_arm_costs(ledger, arm.arm, arm.trials) for arm in found.arms if arm.trials]
+    arms = [_arm_costs(ledger, arm.arm, arm.trials, found.devices) for arm in found.arms if arm.trials]
     by_arm = {arm: [_spent(ledger, t) for t in ledger.trials(spec.study) if t.arm == arm] for arm in spec.arms}
     everything = [stage for trials in by_arm.values() for trial in trials for stage in trial]
     kinds = [kind for kind in KINDS if any(stage.kind == kind for stage in everything)]
@@ -109,9 +110,9 @@ def stage_costs(spec: StudySpec, ledger: Ledger, found: Answer) -> StageCosts:
     return StageCosts(tuple(arm for arm in arms if arm.stages), tuple(row for row in sharing if row.used))
 
 
-def _spent(ledger: Ledger, trial: Trial) -> list[_Spent]:
+def _spent(ledger: Ledger, trial: Trial, devices: Devices = ON_ONE_DEVICE) -> list[_Spent]:
     """What each stage of the trial spent, in order; the ledger counts from the start of the first one."""
-    ends: dict[str, CurvePoint] = {point.stage: point for point in ledger.curve(trial.study, trial.trial)}
+    ends: dict[str, CurvePoint] = {point.stage: point for point in devices.curve(ledger, trial)}
     found, accelerator_before, audio_before = [], 0.0, 0.0
     for stage, end in ends.items():
         accelerator, audio = end.accelerator_seconds - accelerator_before, end.audio_seconds - audio_before
@@ -120,9 +121,9 @@ def _spent(ledger: Ledger, trial: Trial) -> list[_Spent]:
     return found
 
 
-def _arm_costs(ledger: Ledger, arm: str, trials: Sequence[Trial]) -> ArmCosts:
+def _arm_costs(ledger: Ledger, arm: str, trials: Sequence[Trial], devices: Devices) -> ArmCosts:
     """Of the trials that ran every kind of stage that any of them ran."""
-    spent = {trial.seed: {stage.kind: stage for stage in _spent(ledger, trial)} for trial in trials}
+    spent = {trial.seed: {stage.kind: stage for stage in _spent(ledger, trial, devices)} for trial in trials}
     kinds = max((tuple(stages) for stages in spent.values()), key=len)
     whole = {seed: stages for seed, stages in spent.items() if tuple(stages) == kinds}
     return ArmCosts(arm, tuple(whole), tuple(_stage_cost(kind, list(whole.values())) for kind in kinds))

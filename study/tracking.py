@@ -152,19 +152,21 @@ class Mirror:
             self._ended.add(trial.trial)
 
     def _log_cost(self, run: str, trial: Trial) -> None:
-        """What the whole trial spent, for the columns of MLflow's table."""
-        from mlflow.entities import Metric
+        """What the whole trial spent, and on which devices, for the columns of MLflow's table."""
+        from mlflow.entities import Metric, RunTag
 
         curve = self._ledger.curve(self._study, trial.trial)
         if curve:
             last, at = curve[-1], round(curve[-1].reported_at * 1000)
             hours, seconds = last.audio_seconds / 3600, last.accelerator_seconds
+            devices = ", ".join(sorted({point.device for point in curve if point.device}))
             self._client.log_batch(
                 run,
                 metrics=[
                     Metric(_WHOLE_COSTS[0], hours, at, last.step),
                     Metric(_WHOLE_COSTS[1], seconds, at, last.step),
                 ],
+                tags=[RunTag("study.devices", devices)] if devices else [],
             )
 
     def _set_status(self, run: str, status: str, ended_at: float | None = None) -> None:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from study.ledger import Ledger, Trial
+from trainables.object_storage import ObjectStorageError
 from trainables.settings_file import SettingsError, did_you_mean
 from trainables.store import StageStore
 
 
 def trained_folder(ledger: Ledger, storage: Path, name: str) -> Path:
-    """The folder of the last stage that trained, of a finished trial. Raises SettingsError."""
-    folders = [folder for kind, folder in stage_folders(ledger, storage, name) if kind != "decode"]
-    return _still_there(folders[-1], storage, name)
+    """The folder of the last stage that trained, of a finished trial, with all its files. Raises SettingsError."""
+    store, stages = _stages(ledger, storage, name)
+    return _folder(store, [stage for stage in stages if stage["kind"] != "decode"][-1], name)
 
 
 def decoded_folder(ledger: Ledger, storage: Path, name: str) -> Path | None:
-    """The folder of what a finished trial decoded with its language model, if it has one. Raises SettingsError."""
-    folders = [folder for kind, folder in stage_folders(ledger, storage, name) if kind == "decode"]
-    return _still_there(folders[-1], storage, name) if folders else None
+    """That of what a finished trial decoded with its language model, if it has one. Raises SettingsError."""
+    store, stages = _stages(ledger, storage, name)
+    decoded = [stage for stage in stages if stage["kind"] == "decode"]
+    return _folder(store, decoded[-1], name) if decoded else None
 
 
-def stage_folders(ledger: Ledger, storage: Path, name: str) -> list[tuple[str, Path]]:
-    """Kind and folder of each stage of a finished trial, named as STUDY/TRIAL, or TRIAL where that is unique.
+def _stages(ledger: Ledger, storage: Path, name: str) -> tuple[StageStore, list[dict[str, Any]]]:
+    """The stages of a finished trial, named as STUDY/TRIAL, or TRIAL where that is unique, and where they are kept.
 
     Raises SettingsError.
     """
@@ -36,21 +39,26 @@ def stage_folders(ledger: Ledger, storage: Path, name: str) -> list[tuple[str, P
     trial = found[0]
     if trial.status != "finished":
         raise SettingsError([f"{_full_name(trial)}: is {trial.status}; only a finished trial has results"])
-    store = StageStore(storage)
-    stages = ledger.trial_stages(trial.study, trial.trial)
-    return [(stage["kind"], store.named_folder(stage["kind"], stage["name"])) for stage in stages]
+    store = StageStore(storage, ledger.study(trial.study)["spec"].get("stages"))
+    return store, ledger.trial_stages(trial.study, trial.trial)
 
 
-def _still_there(folder: Path, storage: Path, name: str) -> Path:
-    """The folder. Raises SettingsError when the trial's weights were removed from among the stages."""
-    if (storage / "stages").is_dir() and not (folder / "DONE").is_file():
+def _folder(store: StageStore, stage: dict[str, Any], name: str) -> Path:
+    """Raises SettingsError when the trial's weights were removed from among the stages."""
+    if store.remote is None and not (store.root / "stages").is_dir():
+        return store.named_folder(stage["kind"], stage["name"])
+    try:
+        return store.fetch_named(stage["kind"], stage["name"])
+    except FileNotFoundError:
+        where = f"{store.root} --stages {store.remote.url}" if store.remote else store.root
         raise SettingsError(
             [
                 f"{name}: its weights were removed (`study gc`, or the study's quota), its curve is kept; to train it "
-                f"again, give its settings to `python -m trainables FILE --storage {storage}`"
+                f"again, give its settings to `python -m trainables FILE --storage {where}`"
             ]
-        )
-    return folder
+        ) from None
+    except ObjectStorageError as error:
+        raise SettingsError([f"{name}: {error}"]) from error
 
 
 def _full_name(trial: Trial) -> str:

@@ -93,6 +93,7 @@ LONG = {"test_golden_regimes.py"}  # begun last, they would keep one of several 
 # Apart from the others: they start processes by the dozen.
 START_RAY = {
     "test_end_to_end.py",
+    "test_study_in_object_storage.py",
     "test_sharing.py",
     "test_worker_groups.py",
     "test_probe.py",

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from trainables.data.corpus import CorpusError
 from trainables.models.checkpoint_files import CheckpointError, locate
+from trainables.object_storage import ObjectStorageError, checked_url
 from trainables.settings_file import SettingsError, SettingsFile, explain, read_settings_file
 from trainables.stage import Report, Stage, chain
 from trainables.trial import TrialConfig, problems, stages_of
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in error.errors:
             print(line, file=sys.stderr)
         return BAD_SETTINGS
-    return _train(stages, options.storage.absolute(), options.device)
+    return _train(stages, options.storage.absolute(), options.stages, options.device)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,8 +42,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", type=Path, help="what stands under `trial:` in a sweep file, or a stored stage.json")
     parser.add_argument("overrides", nargs="*", metavar="path=value", help="e.g. regime.finetune.steps=100")
     parser.add_argument("--storage", type=Path, default=Path("results"), help="folder of stages (default: results)")
+    parser.add_argument("--stages", type=_url, help="object storage that keeps the stages, such as s3://bucket/prefix")
     parser.add_argument("--device", help="cpu or cuda (default: cuda where there is one)")
     return parser
+
+
+def _url(text: str) -> str:
+    try:
+        return checked_url(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def read_stages(path: Path, overrides: Sequence[str] = ()) -> Sequence[Stage]:
@@ -71,7 +80,7 @@ def _validated(file: SettingsFile, model: type[Model]) -> Model:
         raise SettingsError([file.error(place, message) for place, message in explain(error, model)]) from error
 
 
-def _train(stages: Sequence[Stage], storage: Path, device_name: str | None) -> int:
+def _train(stages: Sequence[Stage], storage: Path, url: str | None, device_name: str | None) -> int:
     import torch
     import torch.distributed as dist
 
@@ -85,13 +94,13 @@ def _train(stages: Sequence[Stage], storage: Path, device_name: str | None) -> i
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    store = StageStore(storage)
+    store = StageStore(storage, url)
     try:
         for stage in stages:
             run_stage(stage, store, lambda report, stage=stage: _print(stage, report), device)  # type: ignore[misc]
             if rank() == 0:
                 print(f"{stage.kind}: {store.folder(stage)}")
-    except (DivergedError, StageBusyError, CorpusError, CheckpointError) as error:
+    except (DivergedError, StageBusyError, CorpusError, CheckpointError, ObjectStorageError) as error:
         print(error, file=sys.stderr)
         return FAILED
     finally:

@@ -22,6 +22,7 @@ from trainables.decoding.beam import BeamSearch, Decode, symbol_names
 from trainables.decoding.config import LanguageModelConfig
 from trainables.decoding.files import fingerprint
 from trainables.decoding.ngram import estimate, vocabulary
+from trainables.device import hardware_name
 from trainables.distributed import agree, rank, world_size
 from trainables.evaluate import everywhere, hypothesis_of, log_probabilities, write_hypotheses
 from trainables.models.acoustic import AcousticModel, count_parameters
@@ -79,6 +80,7 @@ def decode_stage(
         elapsed_seconds=seconds,
         accelerator_seconds=seconds * world_size(),
         reported_at=time.time(),
+        device=hardware_name(device),
         parameters=model.num_recogniser_parameters,
         real_time_factor=dev_seconds / total_seconds(corpus.dev),
     )
@@ -107,7 +109,9 @@ def _estimated(sentences: Sequence[Sequence[str]], order: int, store: StageStore
     path = store.root / "language_models" / f"{order}-gram-{content}.arpa"
     if rank() == 0 and not path.is_file():
         estimate(sentences, order, path)
-    agree(None)  # the first worker has written it
+    agree(None)  # the first worker has written it, where the others see its storage
+    if not path.is_file():
+        estimate(sentences, order, path)
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -42,6 +43,12 @@ def gather(items: list[Any]) -> list[Any]:
     shares: list[list[Any]] = [[] for _ in range(world_size())]
     dist.all_gather_object(shares, items)
     return [item for share in shares for item in share]
+
+
+def share_first(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors, in place, the values that they have on the first worker."""
+    for tensor in tensors if world_size() > 1 else ():
+        dist.broadcast(tensor, src=0)
 
 
 def agree(value: Any) -> Any:

@@ -7,7 +7,6 @@ whole split.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 from trainables.data.batches import Batch, epoch_batches, make_batch
 from trainables.data.config import CorpusConfig
 from trainables.data.corpus import Utterance, read_corpus, total_seconds
+from trainables.device import hardware_name
 from trainables.models.acoustic import AcousticModel
 from trainables.models.checkpoints import read_ctc_model
 from trainables.models.transformer import Transformer
@@ -82,14 +82,6 @@ def _seconds_of_pass(model: AcousticModel, batches: Sequence[Batch]) -> float:
 
 
 def device_name(device: torch.device) -> str:
-    """Such as `NVIDIA H200`, or `AMD EPYC, 2 threads`."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    names = [line for line in _cpu_info() if line.startswith("model name")]
-    processor = names[0].partition(":")[2].strip() if names else platform.machine()
-    return f"{processor}, {torch.get_num_threads()} thread(s)"
-
-
-def _cpu_info() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
+    """Such as `NVIDIA H200`, or `AMD EPYC, 2 thread(s)`."""
+    name = hardware_name(device)
+    return name if device.type == "cuda" else f"{name}, {torch.get_num_threads()} thread(s)"

@@ -36,7 +36,7 @@ class Lease:
     @contextmanager
     def hold(self) -> Iterator[Lease | None]:
         """Hold the lease, or yield None at once when another holds it."""
-        holder = f"{socket.gethostname()} {os.getpid()} {_process_start(os.getpid())} {uuid.uuid4().hex}"
+        holder = f"{socket.gethostname()} {os.getpid()} {process_start(os.getpid())} {uuid.uuid4().hex}"
         if not self._create(holder):
             yield None
             return
@@ -63,7 +63,7 @@ class Lease:
             return False
         if seen != self._seen:
             self._seen, self._seen_at = seen, time.monotonic()
-        if _process_is_gone(holder) or time.monotonic() - self._seen_at > self.STALE_SECONDS:
+        if _is_gone(holder) or time.monotonic() - self._seen_at > self.STALE_SECONDS:
             self._break(holder)
             return False
         return True
@@ -112,13 +112,13 @@ class Lease:
 
     def _break(self, holder: str) -> None:
         """Remove the dead holder's lease, unless another observer has done so: it may be that of a new holder now."""
-        with _one_at_a_time(self.path.with_name(".breaking")):
+        with one_at_a_time(self.path.with_name(".breaking")):
             if self._read() == holder:
                 self.path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
+def one_at_a_time(path: Path) -> Iterator[None]:
     """Wait until no other process of any machine is in such a block. Without effect where storage has no locks."""
     with path.open("w") as file:  # closing it ends the lock, and so does the death of the process
         with contextlib.suppress(OSError):
@@ -126,7 +126,7 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
         yield
 
 
-def _process_start(pid: int) -> str:
+def process_start(pid: int) -> str:
     """Start time in clock ticks since boot, which tells a process from a later one with the same number."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -135,8 +135,13 @@ def _process_start(pid: int) -> str:
         return "?"
 
 
-def _process_is_gone(holder: str) -> bool:
+def process_is_gone(here: str, host: str, pid: str, start: str) -> bool:
+    """Whether the process of that host and start time has ended, as far as that can be known `here`."""
+    return host == here and start != "?" and process_start(int(pid)) != start
+
+
+def _is_gone(holder: str) -> bool:
     if holder.count(" ") != 3:  # torn by a crash of its machine
         return True
     host, pid, start, _ = holder.split(" ")
-    return host == socket.gethostname() and start != "?" and _process_start(int(pid)) != start
+    return process_is_gone(socket.gethostname(), host, pid, start)

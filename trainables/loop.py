@@ -26,12 +26,14 @@ from trainables.data.corpus import total_seconds
 from trainables.data.seeds import fold
 from trainables.data.symbols import symbols_of
 from trainables.decode import decode_stage
-from trainables.distributed import agree, rank, sum_over_workers, world_size
+from trainables.device import hardware_name
+from trainables.distributed import agree, rank, share_first, sum_over_workers, world_size
 from trainables.evaluate import transcribe, write_hypotheses
 from trainables.lease import Lease
 from trainables.losses.build import Batches, TrainingLoss
 from trainables.losses.terms import Term, Terms
 from trainables.models.acoustic import AcousticModel, count_parameters
+from trainables.object_lease import ObjectLease
 from trainables.scoring import Hypothesis, error_rates, phone_error_rate
 from trainables.stage import Phase, Report, Stage, StageResult
 from trainables.start import autocast, build_model, check_symbols, corpus_of_stage
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 20  # updates; fp16 needs some to find a scale for its loss
 MAX_SKIPPED_AT_THE_END = 2
+UPLOADING_SHARE = 0.1  # of the time that uploading checkpoints takes, at most
 HARDLY_A_WORD = 0.9  # word error rate from which on it tells nothing
 
 
@@ -217,7 +220,9 @@ class _Kept:
 class _Training:
     """The state of one stage in training."""
 
-    def __init__(self, stage: Stage, store: StageStore, device: torch.device, lease: Lease | None) -> None:
+    def __init__(
+        self, stage: Stage, store: StageStore, device: torch.device, lease: Lease | ObjectLease | None
+    ) -> None:
         self.stage, self.store, self.device, self.lease = stage, store, device, lease
         self.corpus = corpus_of_stage(stage)
         self.symbols = symbols_of((u.text or "" for u in self.corpus.train), stage.outputs)
@@ -237,7 +242,7 @@ class _Training:
         self.reports: list[Report] = []
         self.sums: dict[str, Tensor] = {}  # of each term since the last report: (sum, count)
         self.elapsed_before = self.accelerator_before = 0.0  # in earlier attempts, perhaps with other workers
-        self.started = time.monotonic()
+        self.started = self.upload_at = time.monotonic()
         self._load_checkpoint()
 
     def run(self, report: Reporter, leave: Callable[[], bool]) -> StageResult:
@@ -253,7 +258,7 @@ class _Training:
             # Several workers: only between reports' sums, for the checkpoint holds nothing that is spread over them.
             whole = world_size() == 1 or not self.sums
             if rank() == 0 and whole and leave() and self.step < self.stage.steps:
-                saved = self._save_checkpoint()
+                saved = self._save_checkpoint(at_once=True)
                 where = f"at step {self.step} of {self.stage.steps}" if saved else "without a checkpoint"
                 raise LeavingError(f"its machine goes away; it left {where}")
             if rank() == 0 and whole and time.monotonic() - saved_at > self.stage.checkpoint_seconds:
@@ -346,9 +351,10 @@ class _Training:
         return self.folder / f"kept-{self.kept.step}.safetensors"
 
     def _restore_kept(self) -> None:
-        agree(None)  # the first worker has written it
-        self._trained().load_state_dict(safetensors.torch.load_file(self._kept_file(), device=str(self.device)))
-        agree(None)  # all have read it, before it goes
+        trained = self._trained()
+        if rank() == 0:  # others may not see its file
+            trained.load_state_dict(safetensors.torch.load_file(self._kept_file(), device=str(self.device)))
+        share_first(trained.state_dict().values())
 
     def _trained(self) -> nn.ModuleDict:
         """The parts of the model that the stage trains."""
@@ -366,6 +372,7 @@ class _Training:
             elapsed_seconds=elapsed_seconds,
             accelerator_seconds=accelerator_seconds,
             reported_at=time.time(),
+            device=hardware_name(self.device),
             parameters=self.model.num_recogniser_parameters if evaluated else None,
             real_time_factor=self.real_time_factor if evaluated else None,
         )
@@ -398,8 +405,11 @@ class _Training:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def _save_checkpoint(self) -> bool:
-        """Whether it could be written. Training goes on without, too."""
+    def _save_checkpoint(self, *, at_once: bool = False) -> bool:
+        """Whether it could be written. Training goes on without, too. `at_once`: upload it, too, where stages are kept.
+
+        Otherwise it is uploaded when that has not taken much of the time lately.
+        """
         state = {
             "step": self.step,
             "model": self.model.state_dict(),
@@ -421,13 +431,26 @@ class _Training:
         for file in self.folder.glob("kept-*.safetensors"):  # only now: the last checkpoints may have named older ones
             if self.kept_files and file not in self.kept_files:
                 file.unlink()
+        return self._upload(at_once=at_once)
+
+    def _upload(self, *, at_once: bool) -> bool:
+        """Whether the last checkpoint is where other machines find it, or need not be yet."""
+        if self.lease is None or (time.monotonic() < self.upload_at and not at_once):
+            return True
+        began = time.monotonic()
+        try:
+            self.store.save(self.stage, self.lease)
+        except OSError as error:
+            logger.warning("%s: step %d was not uploaded: %s; training goes on", self.stage.name(), self.step, error)
+            return False
+        finally:
+            self.upload_at = time.monotonic() + (time.monotonic() - began) / UPLOADING_SHARE
         return True
 
     def _load_checkpoint(self) -> None:
-        state = load_checkpoint(self.folder)
-        if not agree(state is not None):
+        state = agree(self._last_state() if rank() == 0 else None)
+        if state is None:
             return
-        assert state is not None
         self.step = state["step"]
         self.model.load_state_dict(state["model"])
         for update, saved in zip(self.updates, state["updates"], strict=True):
@@ -441,6 +464,11 @@ class _Training:
             stream.load_state(state["streams"][name])
         self.reports = [Report.model_validate(report) for report in state["reports"]]
         self.elapsed_before, self.accelerator_before = state["spent_seconds"]
+
+    def _last_state(self) -> dict[str, Any] | None:
+        """Of the last checkpoint, wherever it was written."""
+        self.store.take_up(self.stage)
+        return load_checkpoint(self.folder)
 
     def _finish(self) -> StageResult:
         trained = self._trained()

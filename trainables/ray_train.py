@@ -11,6 +11,7 @@ the groups report until the trials have read it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import itertools
 import math
@@ -26,10 +27,13 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.collective
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from cluster.connect import HEAD_SLIVER
+from cluster.connect import HEAD_SLIVER, TRAIN_SETTINGS
+from cluster.fair_share import FairShare
 from cluster.nodes import (
     GroupSize,
     Node,
@@ -37,11 +41,13 @@ from cluster.nodes import (
     draining_nodes,
     fit_together,
     free_reservations_of_the_dead,
+    may_grow_unknown,
     possible_nodes,
     present_nodes,
     this_node,
     this_node_id,
 )
+from trainables.object_storage import ObjectStorageError
 from trainables.stage import Report, Stage
 from trainables.stage_process import Order, Outcome, Place, StageProcesses, free_address
 from trainables.store import StageStore
@@ -49,6 +55,7 @@ from trainables.store import StageStore
 LONG_POLL_SECONDS = 5.0
 MAX_FAILED_STARTS = 3
 NODES_SECONDS = 2.0  # the list of nodes is read again after this
+GROWTH_SECONDS = 300.0  # for an autoscaler to bring another study machines of its own
 
 
 @dataclass(frozen=True)
@@ -56,11 +63,15 @@ class GroupSettings:
     """What all groups of a study have in common."""
 
     storage: Path
+    stages: str | None = None  # URL of object storage where stages are kept; None: in the storage folder
     max_groups: int | None = None  # at a time; None: as many as the cluster holds
     idle_seconds: float = 20.0
     silence_seconds: float = math.inf  # a stage that reports nothing for so long hangs, and is killed
     retries: int = 0  # of a stage whose process was lost
     preemptions: int = 0  # of a stage whose group was lost, after which it is tried again
+    study: str = ""  # told to the other studies on the cluster
+    priority: int = 0
+    patience_seconds: float = 20.0  # before a stage leaves machines that another study has a right to
     node_prices: Mapping[str, float] = field(default_factory=dict)  # of an hour, by node type; `default` for others
     module: str = "trainables.stage_process"  # runs the stages, see there
 
@@ -79,6 +90,10 @@ class GroupsState:
 
     accelerator_seconds: float  # held by groups; without GPUs, of workers
     cost: float
+    accelerators_held: float  # now
+    accelerators_busy: float  # of those, with a stage
+    groups: int
+    stages_waiting: int
     starting: GroupSize | None  # size of the group that has been starting for longest
     starting_seconds: float
     told: list[str]  # what a person should know, since this was last asked
@@ -93,6 +108,7 @@ class _Request:
     ended: list[Outcome] = field(default_factory=list)  # what each worker said
     outcome: Outcome | None = None
     tried_again: bool = False  # by another request
+    gave_way: bool = False  # its group was wanted by another study, or the study is paused
 
     def end(self, said: Outcome) -> None:
         """Once all workers have said how it ended, that is how; one that failed tells more than those it held up."""
@@ -119,6 +135,12 @@ class _Group:
     ready_at: float | None = None  # since when it holds its machines
     nodes: set[str] = field(default_factory=set)  # ids of its machines
     hourly_cost: float = 0.0
+    turn_started_at: float = 0.0
+    gives_way: bool = False
+
+    @property
+    def accelerators(self) -> float:
+        return self.size.workers * (self.size.gpus_per_worker or 1.0)
 
     @property
     def ending(self) -> bool:
@@ -136,8 +158,7 @@ class _Group:
 
     def spent(self) -> tuple[float, float]:
         """(accelerator seconds, cost) so far."""
-        accelerators = self.size.workers * (self.size.gpus_per_worker or 1.0)
-        return self.held_seconds * accelerators, self.held_seconds / 3600 * self.hourly_cost
+        return self.held_seconds * self.accelerators, self.held_seconds / 3600 * self.hourly_cost
 
 
 @ray.remote
@@ -157,8 +178,13 @@ class WorkerGroups:
         self._spent_before = (0.0, 0.0)  # by groups that have ended
         self._blocked = False  # a stage waits for a group that there is no room for
         self._nodes: list[Node] = []
+        self._may_grow = False  # by nodes that are not known of here
         self._draining: set[str] = set()  # ids of nodes that go away
         self._nodes_read_at = -NODES_SECONDS
+        self._share = FairShare(settings.study, settings.priority)
+        self._paused = False
+        self._allotted: Counter[GroupSize] | None = None  # groups that the study may hold; None: what there is room for
+        self._over_since: float | None = None  # when it began to hold more
         self._changed = asyncio.Condition()
 
     # ---- asked by trials ---------------------------------------------------------------------------------------
@@ -201,16 +227,33 @@ class WorkerGroups:
             if request in self._waiting:
                 self._waiting.remove(request)
 
+    async def pause(self, paused: bool) -> None:
+        """Give back all machines, each stage with a checkpoint; or, with False, go on."""
+        self._paused = paused
+        self._nodes_read_at = -math.inf
+        self._start_groups()
+        await self._notify()
+
+    async def leave(self) -> None:
+        """The study ends: what it wanted, others may have at once."""
+        self._paused = True
+        self._share.leave()
+
     async def state(self) -> GroupsState:
         """What the driver shows and accounts for. Asked about once a second; nodes may have come since."""
         self._start_groups()
         spent = [self._spent_before, *(group.spent() for group in self._groups.values())]
+        ready = [group for group in self._groups.values() if group.ready_at is not None]
         starting = [group for group in self._groups.values() if group.ready_at is None]
         first = min(starting, key=lambda group: group.started_at, default=None)
         told, self._told = self._told, []
         return GroupsState(
             accelerator_seconds=sum(accelerator_seconds for accelerator_seconds, _ in spent),
             cost=sum(cost for _, cost in spent),
+            accelerators_held=sum(group.accelerators for group in ready),
+            accelerators_busy=sum(group.accelerators for group in ready if group.unfinished),
+            groups=len(self._groups),
+            stages_waiting=len(self._waiting),
             starting=first.size if first else None,
             starting_seconds=time.monotonic() - first.started_at if first else 0.0,
             told=told,
@@ -228,8 +271,8 @@ class WorkerGroups:
     async def take(self, group_id: int, turn: int) -> Stage | None:
         """The stage number `turn` of the group, the same for all its workers. None: the group ends.
 
-        It ends when no work of its size came for a while, when it stands in the way of other work, or when its machines
-        go away.
+        It ends when no work of its size came for a while, when it stands in the way of other work, when its machines go
+        away, or when the study holds more groups of its size than it may.
         """
         group = self._groups[group_id]
         if turn == len(group.turns):
@@ -237,15 +280,16 @@ class WorkerGroups:
                 lambda: (
                     self._next_for(group) is not None
                     or self._blocked
-                    or self._goes_away(group)
+                    or self._is_to_end(group)
                     or turn < len(group.turns)
                 ),
                 self._settings.idle_seconds,
             )
         if turn == len(group.turns):
-            request = None if self._goes_away(group) else self._next_for(group)
+            request = None if self._is_to_end(group) else self._next_for(group)
             if request:
                 self._waiting.remove(request)
+                group.turn_started_at = time.monotonic()
             group.turns.append(request)
             await self._notify()
         given = group.turns[turn]
@@ -273,6 +317,7 @@ class WorkerGroups:
     async def end(self, group_id: int, turn: int, outcome: Outcome) -> None:
         """Record how that stage ended for one worker of the group."""
         request, group = self._request(group_id, turn), self._groups[group_id]
+        request.gave_way |= group.gives_way
         request.end(outcome)
         if outcome.lost == "group" and not group.ending:  # its machines go away
             group.turns.append(None)
@@ -287,18 +332,25 @@ class WorkerGroups:
     # ---- groups ------------------------------------------------------------------------------------------------
 
     def _goes_away(self, group: _Group) -> bool:
-        return not group.nodes.isdisjoint(self._draining)
+        return group.gives_way or not group.nodes.isdisjoint(self._draining)
+
+    def _is_to_end(self, group: _Group) -> bool:
+        """Whether it is to take no further stage."""
+        return self._goes_away(group) or self._excess()[group.size] > 0
 
     def _next_for(self, group: _Group) -> _Request | None:
         """The stage that has waited for longest among those that need groups of this size."""
         return next((request for request in self._waiting if request.size == group.size), None)
 
+    def _able(self) -> list[_Group]:
+        """The groups that stay."""
+        return [group for group in self._groups.values() if not group.ending and not self._goes_away(group)]
+
     def _start_groups(self) -> None:
         """A group for each stage that waits and no idle group will take, in their order, while there is room."""
         self._blocked = False
         self._look_at_nodes()
-        able = [group for group in self._groups.values() if not group.ending and not self._goes_away(group)]
-        idle = [group.size for group in able if not group.unfinished]
+        idle = [group.size for group in self._able() if not group.unfinished]
         for request in self._waiting:
             if request.size in idle:
                 idle.remove(request.size)
@@ -316,6 +368,9 @@ class WorkerGroups:
         most = self._settings.max_groups
         if most is not None and len(self._groups) >= most:
             return False
+        mine = sum(group.size == size for group in self._able())
+        if self._paused or (self._allotted is not None and mine >= self._allotted[size] and not self._may_grow):
+            return False
         sizes = [group.size for group in self._groups.values() if not self._goes_away(group)]
         if fit_together([*sizes, size], self._nodes):
             return True
@@ -324,8 +379,42 @@ class WorkerGroups:
     def _look_at_nodes(self) -> None:
         if time.monotonic() - self._nodes_read_at > NODES_SECONDS:
             free_reservations_of_the_dead()
-            self._nodes, self._draining = possible_nodes(present_nodes()), draining_nodes()
+            present = present_nodes()
+            self._nodes, self._draining = possible_nodes(present), draining_nodes()
+            self._may_grow = may_grow_unknown(present)
             self._nodes_read_at = time.monotonic()
+            self._look_at_share()
+
+    def _look_at_share(self) -> None:
+        """What the study may hold beside others, and give way where it has held more for a while."""
+        running = [group.unfinished.size for group in self._groups.values() if group.unfinished]
+        wanted = [] if self._paused else [*running, *(request.size for request in self._waiting)]
+        allotted = self._share.allotment(wanted[: self._settings.max_groups], self._nodes)
+        self._allotted = Counter() if self._paused else allotted
+        excess = self._excess()
+        if not excess:
+            self._over_since = None
+            return
+        self._over_since = self._over_since or time.monotonic()
+        patience = GROWTH_SECONDS if self._may_grow else self._settings.patience_seconds
+        if self._paused or time.monotonic() - self._over_since > patience:
+            self._give_way(excess)
+
+    def _excess(self) -> Counter[GroupSize]:
+        """By how many groups of each size the study is over its allotment."""
+        if self._allotted is None:
+            return Counter()
+        return Counter(group.size for group in self._able()) - self._allotted
+
+    def _give_way(self, excess: Counter[GroupSize]) -> None:
+        """Those that have run their stage for the shortest time go first, after those without one."""
+        for size, number in excess.items():
+            mine = [group for group in self._able() if group.size == size]
+            mine.sort(key=lambda group: group.turn_started_at if group.unfinished else math.inf, reverse=True)
+            for group in mine[:number]:
+                group.gives_way = True
+        if not self._paused:
+            self._told.append(f"{excess.total()} worker group(s) give way to other studies on the cluster")
 
     def _start_group(self, size: GroupSize) -> None:
         group_id, self._started = self._started, self._started + 1
@@ -358,19 +447,20 @@ class WorkerGroups:
         outcome, fingerprint = request.outcome, request.stage.fingerprint()
         if outcome is None or outcome.lost is None or self._requests.get(fingerprint) is not request:
             return
-        allowed = {"process": self._settings.retries, "group": self._settings.preemptions}[outcome.lost]
-        self._losses[fingerprint, outcome.lost] += 1
-        losses = self._losses[fingerprint, outcome.lost]
-        if losses > allowed:
-            after = f", {losses} times" if losses > 1 else ""
-            request.outcome = Outcome("failed", f"{outcome.cause}{after}")
-            return
+        if not request.gave_way:
+            allowed = {"process": self._settings.retries, "group": self._settings.preemptions}[outcome.lost]
+            self._losses[fingerprint, outcome.lost] += 1
+            losses = self._losses[fingerprint, outcome.lost]
+            if losses > allowed:
+                after = f", {losses} times" if losses > 1 else ""
+                request.outcome = Outcome("failed", f"{outcome.cause}{after}")
+                return
+            self._told.append(
+                f"{request.stage.name()}: {outcome.cause}; it goes on from its checkpoint ({losses} of {allowed})"
+            )
         request.tried_again = True
         self._requests[fingerprint] = again = _Request(request.stage, request.size, request.followers)
         self._waiting.insert(0, again)
-        self._told.append(
-            f"{request.stage.name()}: {outcome.cause}; it goes on from its checkpoint ({losses} of {allowed})"
-        )
 
     def _give_up(self, size: GroupSize, cause: str) -> None:
         """No group of this size comes up: what waits for one has failed."""
@@ -396,19 +486,40 @@ def start_worker_groups(settings: GroupSettings) -> Any:
 
 
 class _TrainRun(DataParallelTrainer):  # type: ignore[misc]  # Ray has no types
-    """A run of Ray Train, without the actor that frees its machines should its controller die.
+    """A run of Ray Train, without two actors that each take a process.
 
-    That one needs Ray's dashboard, and lives on without it; `free_reservations_of_the_dead` does it here. It is not
+    One frees the run's machines should its controller die. It needs Ray's dashboard, and lives on without it;
+    `free_reservations_of_the_dead` does it here. The other one hands out Ray's datasets, and there are none. It is not
     Ray's class for torch, which would load torch into processes that only start others, and take GPU memory.
     """
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
+        left_out = (PlacementGroupCleanerCallback, DatasetsCallback)
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, left_out)]
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        given["scaling_policy"] = _PlacementGroupAlone(self.scaling_config)
+        return super()._initialize_and_run_controller(**given)
+
+
+class _PlacementGroupAlone(FixedScalingPolicy):  # type: ignore[misc]  # Ray has no types
+    """Asks the autoscaler for machines by the placement group of the run, and so for as long as that is there.
+
+    Ray's policy asks a second time, through an actor that outlives the study. When the study ends before its groups do,
+    that request stands for three minutes more, and the machines with it.
+    """
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Ask for nothing."""
+
+    def _maybe_send_resource_request(self) -> None:
+        """Ask for nothing."""
 
 
 @ray.remote(num_cpus=0, max_retries=0, resources=HEAD_SLIVER)  # type: ignore[untyped-decorator]
 def _run_group(groups: Any, group_id: int, settings: GroupSettings, size: GroupSize) -> None:
     """One group, from its first stage to the time when no more work comes: a Ray Train run."""
+    os.environ.update(TRAIN_SETTINGS)
     resources = {"CPU": float(size.cpus_per_worker)}
     if size.gpus_per_worker:
         resources["GPU"] = size.gpus_per_worker
@@ -427,7 +538,7 @@ def _work(config: dict[str, Any]) -> None:
     groups, group_id, size = config["groups"], config["group_id"], config["size"]
     settings: GroupSettings = config["settings"]
     device = "cuda" if size.gpus_per_worker else "cpu"
-    processes = StageProcesses(settings.storage, size.cpus_per_worker, device, settings.module)
+    processes = StageProcesses(settings.storage, size.cpus_per_worker, device, settings.module, settings.stages)
     ray.get(groups.ready.remote(group_id, this_node_id(), _hourly_cost(size, settings.node_prices)))
     for turn in itertools.count():
         stage: Stage | None = ray.get(groups.take.remote(group_id, turn))
@@ -443,7 +554,8 @@ def _work(config: dict[str, Any]) -> None:
             tell=groups.tell.remote,
         )
         wanted = bool(ray.get(groups.is_followed.remote(group_id, turn)))
-        _tidy(stage, outcome, StageStore(settings.storage), keep_checkpoint=wanted)
+        with contextlib.suppress(ObjectStorageError):  # what is left then, the next worker of the stage takes up
+            _tidy(stage, outcome, StageStore(settings.storage, settings.stages), keep_checkpoint=wanted)
         ray.get(groups.end.remote(group_id, turn, outcome))
 
 

@@ -225,6 +225,9 @@ class Report(Config):
     elapsed_seconds: float = Field(description="Time spent in the stage, over all its attempts.")
     accelerator_seconds: float = Field(description="elapsed_seconds x workers; without a GPU, a worker counts as one.")
     reported_at: float = Field(description="Unix time.")
+    device: str | None = Field(
+        None, description="Name of the accelerator, or else of the processor, of the first worker. None: not recorded."
+    )
     parameters: int | None = Field(None, description="Of the recogniser: backbone and CTC head. With results on dev.")
     real_time_factor: float | None = Field(
         None, description="Seconds of all workers to transcribe a second of audio of dev. With results on dev."

@@ -29,6 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainables.object_storage import ObjectStorageError
 from trainables.stage import Report, Stage
 from trainables.store import StageStore
 
@@ -66,10 +67,15 @@ class Place:
 class StageProcesses:
     """Runs stages one after another, each in a new process."""
 
-    def __init__(self, storage: Path, threads: int, device: str, module: str = __name__) -> None:
-        """`threads` of each stage; `device` is cpu or cuda; `module` is run with -m, and calls `serve`."""
+    def __init__(
+        self, storage: Path, threads: int, device: str, module: str = __name__, stages: str | None = None
+    ) -> None:
+        """`threads` of each stage; `device` is cpu or cuda; `module` is run with -m, and calls `serve`.
+
+        `stages`: the URL of object storage where stages are kept. None: in the storage folder.
+        """
         self._server = subprocess.Popen(
-            [sys.executable, "-m", module, str(storage), str(threads), device],
+            [sys.executable, "-m", module, str(storage), str(threads), device, *([stages] if stages else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -343,7 +349,7 @@ def describe(error: BaseException) -> str:
 
 
 def main() -> None:
-    """`python -m trainables.stage_process STORAGE THREADS DEVICE`."""
+    """`python -m trainables.stage_process STORAGE THREADS DEVICE [STAGES]`."""
     import torch
     import torch._dynamo  # an optimiser would import it, in every fork again
     import torch.distributed as dist
@@ -354,6 +360,7 @@ def main() -> None:
 
     torch.set_num_threads(1)  # a fork must not find threads half alive
     storage, threads, device = Path(sys.argv[1]), int(sys.argv[2]), torch.device(sys.argv[3])
+    stages = sys.argv[4] if len(sys.argv) > 4 else None
 
     def run(stage: Stage, place: Place, report: Callable[[Report], None], leave: Callable[[], bool]) -> Outcome:
         torch.set_num_threads(threads)
@@ -361,10 +368,10 @@ def main() -> None:
             backend = "nccl" if device.type == "cuda" else "gloo"
             dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.workers)
         try:
-            run_stage(stage, StageStore(storage), report, device, leave)
+            run_stage(stage, StageStore(storage, stages), report, device, leave)
         except StageBusyError as error:
             return Outcome("busy", str(error))
-        except LeavingError as error:
+        except (LeavingError, ObjectStorageError) as error:  # which has been away for minutes
             return Outcome("failed", str(error), lost="group")
         return Outcome("finished")
 

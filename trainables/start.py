@@ -39,9 +39,9 @@ def build_model(stage: Stage, store: StageStore, num_symbols: int) -> AcousticMo
             raise CheckpointError(f"{stage.start.source}: its weights are not those that the study was planned with")
         take_over(read_checkpoint(path), model, stage.parts)
     if stage.initial:
+        folder = store.fetch(stage.initial.stage)
         for part in stage.initial.parts:
-            path = store.folder(stage.initial.stage) / f"{part}.safetensors"
-            model.get_submodule(part).load_state_dict(safetensors.torch.load_file(path))
+            model.get_submodule(part).load_state_dict(safetensors.torch.load_file(folder / f"{part}.safetensors"))
     return model
 
 
@@ -49,7 +49,7 @@ def check_symbols(stage: Stage, store: StageStore, symbols: tuple[str, ...]) -> 
     """Raise CorpusError when the CTC head that the stage takes over writes other symbols."""
     if stage.initial is None or "ctc_head" not in stage.initial.parts:
         return
-    path = store.folder(stage.initial.stage) / "symbols.json"
+    path = store.fetch(stage.initial.stage) / "symbols.json"
     if json.loads(path.read_text("utf-8"))["symbols"] != list(symbols):
         raise CorpusError(
             f"{path}: not the symbols that {stage.name()} finds; its libraries may be others, train again"

@@ -15,6 +15,7 @@ from trainables.stage_process import Outcome, Place, serve
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
 
+PAUSE_SECONDS = 0.1  # between reports
 METRICS = {f"{split}_{rate}": 0.5 for split in ("dev", "test") for rate in ("cer", "wer")}
 
 
@@ -43,6 +44,9 @@ def main() -> None:
 
     def run(stage: Stage, place: Place, report: Callable[[Report], None], leave: Callable[[], bool]) -> Outcome:
         last = last_report(stage)
+        for step in range(stage.report_every, stage.steps, stage.report_every):
+            report(last.with_(step=step))
+            time.sleep(PAUSE_SECONDS)
         report(last)
         store.partial_folder(stage).mkdir(parents=True)
         store.commit(stage, StageResult(reports=(last,), num_parameters=0))

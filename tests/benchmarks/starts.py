@@ -45,7 +45,7 @@ NOOP = "tests.benchmarks.noop_stages"
 BARE_SECONDS = 300
 
 
-def study_of(storage: Path, trials: int) -> StudySpec:
+def study_of(storage: Path, trials: int, reports: int = 1) -> StudySpec:
     """A study of so many trials of one stage, with learning rates by chance."""
     return StudySpec.model_validate(
         {
@@ -54,7 +54,7 @@ def study_of(storage: Path, trials: int) -> StudySpec:
             "storage": str(storage),
             "arms": {
                 "only": {
-                    "trial": {"regime": {"kind": "supervised", "train": {"steps": 10}}},
+                    "trial": {"regime": {"kind": "supervised", "train": {"steps": 10 * reports}}},
                     "space": {"regime.train.learning_rate": {"kind": "log_uniform", "low": 1e-4, "high": 1e-2}},
                 }
             },

@@ -65,7 +65,7 @@ def open_study(spec: StudySpec) -> Ledger:
     return ledger
 
 
-def report(step: int, *, seconds_a_step: float = 1.0, **metrics: float) -> Report:
+def report(step: int, *, seconds_a_step: float = 1.0, device: str | None = None, **metrics: float) -> Report:
     """A report of a stage that costs the same at every step."""
     return Report(
         step=step,
@@ -75,10 +75,11 @@ def report(step: int, *, seconds_a_step: float = 1.0, **metrics: float) -> Repor
         elapsed_seconds=seconds_a_step * step,
         accelerator_seconds=seconds_a_step * step,
         reported_at=REPORTED_FROM + step,
+        device=device,
     )
 
 
-def dev_curve(values: Mapping[int, float], *, seconds_a_step: float = 1.0) -> list[Report]:
+def dev_curve(values: Mapping[int, float], *, seconds_a_step: float = 1.0, device: str | None = None) -> list[Report]:
     """step -> dev CER as reports; the WER is the square root of it, and the last report has test metrics too."""
     last = max(values)
     reports = []
@@ -86,7 +87,7 @@ def dev_curve(values: Mapping[int, float], *, seconds_a_step: float = 1.0) -> li
         metrics = {"dev_cer": cer, "dev_wer": cer**0.5}
         if step == last:
             metrics |= {"test_cer": cer, "test_wer": cer**0.5}
-        reports.append(report(step, seconds_a_step=seconds_a_step, **metrics))
+        reports.append(report(step, seconds_a_step=seconds_a_step, device=device, **metrics))
     return reports
 
 
@@ -135,13 +136,14 @@ def run_trial(
     seed: int | None = None,
     rate: float = 1e-3,
     seconds_a_step: float = 1.0,
+    device: str | None = None,
     status: Status = "finished",
     cause: str | None = None,
 ) -> str:
     """Record a trial of a one-stage arm, its dev curve and its end."""
     name, stages = add_trial(ledger, spec, arm, number, origin=origin, point={LEARNING_RATE: rate}, seed=seed)
     if curve:
-        ledger.append(stages[-1].fingerprint(), dev_curve(curve, seconds_a_step=seconds_a_step))
+        ledger.append(stages[-1].fingerprint(), dev_curve(curve, seconds_a_step=seconds_a_step, device=device))
     if status != "unfinished":
         ledger.end_trial(spec.study, name, status, cause)
     return name

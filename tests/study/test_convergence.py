@@ -47,7 +47,7 @@ class TestByHand:
 
     def test_on_every_axis(self) -> None:
         points = curve((10, 0.8), (30, 0.4), (50, 0.3))
-        assert set(AXES) == {"step", "audio_seconds", "accelerator_seconds"}
+        assert set(AXES) == {"step", "audio_seconds", "accelerator_seconds", "elapsed_seconds"}
         assert spent_until(points, 0.5, "step") == pytest.approx(25.0)
         assert spent_until(points, 0.5, "audio_seconds") == pytest.approx(25.0 * AUDIO_SECONDS)
         assert spent_until(points, 0.5, "accelerator_seconds") == pytest.approx(25.0 * ACCELERATOR_SECONDS)

@@ -17,6 +17,8 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from study.ledger import Ledger
+from study.run import main
+from study.status import state_of
 from tests.conftest import bl_just, pretrain_finetune, small_trial, spanish_rows, write_corpus
 
 pytestmark = pytest.mark.slow
@@ -170,13 +172,40 @@ def test_the_model_of_both_arms_was_timed_once_and_mlflow_has_it(uninterrupted: 
     assert {run.data.metrics["answer/inference_seconds"] for run in runs} == {sum(found.seconds) / 2}
 
 
-def test_an_interrupted_study_ends_as_the_uninterrupted_one(corpus: Path, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_study_that_is_interrupted_paused_and_stopped_ends_as_the_uninterrupted_one(
+    corpus: Path, uninterrupted: Path, tmp_path: Path
+) -> None:
     sweep, storage = write_sweep(tmp_path / "sweep.yaml", two_arms(corpus, 30)), tmp_path / "results"
+
+    def leases() -> list[Path]:
+        return list((storage / "stages").glob("*/*.lease"))
+
+    def order(verb: str) -> None:
+        assert main([verb, "small", "--storage", str(storage)]) == 0
+
     process = start(sweep)
-    wait_for(lambda: num_points(storage) > 40, process)
+    wait_for(lambda: num_points(storage) > 10, process)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
     assert process.returncode == 130, output
+
+    points = num_points(storage)
+    process = start(sweep)
+    wait_for(lambda: num_points(storage) > points, process)
+    order("pause")
+    wait_for(lambda: not leases(), process)
+    time.sleep(2)  # what had been reported by then reaches the ledger
+    points = num_points(storage)
+    time.sleep(2)
+    assert process.poll() is None
+    assert (num_points(storage), leases()) == (points, [])
+    order("resume")
+    wait_for(lambda: num_points(storage) > points, process)
+    order("stop")
+    output, _ = process.communicate(timeout=TIMEOUT_SECONDS)
+    assert process.returncode == 130, output
+    assert "stopped by `study stop small`" in output
+    assert state_of(Ledger.in_folder(storage), "small") == "interrupted"
 
     code, output = run(sweep)
     assert code == 0, output

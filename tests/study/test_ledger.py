@@ -109,6 +109,10 @@ class TestPoints:
         value = 0.1 + 0.2  # all 53 bits
         ledger.append(stage.fingerprint(), [report(3, seconds_a_step=1 / 3, loss=value, dev_cer=1.0)])
         loss, cer = ledger.curve("race", name)
+        assert (loss.device, ledger.devices("race")) == (None, frozenset())
+        ledger.append(stage.fingerprint(), [report(4, device="NVIDIA H200", loss=1.0)])
+        assert ledger.curve("race", name)[-1].device == "NVIDIA H200"
+        assert ledger.devices("race") == {"NVIDIA H200"}
         assert (loss.metric, loss.value, loss.step, loss.kind) == ("loss", value, 3, "supervised")
         assert (cer.metric, cer.value) == ("dev_cer", 1.0)
         expected = report(3, seconds_a_step=1 / 3, loss=value, dev_cer=1.0)
@@ -380,6 +384,7 @@ class TestStudies:
 VERSION_1 = """
 alter table studies drop column ended_at;
 alter table trials drop column sampler_state;
+alter table points drop column device;
 drop table runs;
 drop table evaluations;
 update schema set version = 1;

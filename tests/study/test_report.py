@@ -535,50 +535,6 @@ class TestReportCommand:
         assert "schema version 99" in capsys.readouterr().err
 
 
-class TestStatusCommand:
-    def test_of_one_study_as_json(self, spec: StudySpec, page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert main(["status", "race", "--storage", str(spec.storage), "--json"]) == 0
-        assert json.loads(capsys.readouterr().out) == {
-            "study": "race",
-            "question": spec.question,
-            "finished": 8,
-            "failed": 2,
-            "stopped": 0,
-            "unfinished": 1,
-            "best": {"trial": "fast-000", "metric": "dev_cer", "value": pytest.approx(0.1)},
-        }
-
-    def test_of_all_studies_as_json(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        open_study(spec_of(tmp_path))
-        open_study(spec_of(tmp_path, study="second"))
-        assert main(["status", "--storage", str(tmp_path), "--json"]) == 0
-        found = json.loads(capsys.readouterr().out)
-        assert [(row["study"], row["finished"], row["best"]) for row in found] == [
-            ("race", 0, None),
-            ("second", 0, None),
-        ]
-
-    def test_for_people_names_trials_and_causes(
-        self, spec: StudySpec, page: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main(["status", "race", "--storage", str(spec.storage)]) == 0
-        shown = capsys.readouterr().out
-        assert all(name in shown for name in ("fast-000", "slow-000-seed3", "fast: <lost> & gone"))
-        assert main(["status", "--storage", str(spec.storage)]) == 0
-        assert "fast-000 dev CER 10.0%" in capsys.readouterr().out
-
-    @pytest.mark.parametrize("words", [["status"], ["status", "race"]])
-    def test_brackets_are_text(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
-        spec = spec_of(tmp_path, question="Is [/a] or [bold] best?")
-        ledger = open_study(spec)
-        run_trial(ledger, spec, "slow", curve={}, status="failed", cause="lost [/data/x] and [red]")
-        assert main([*words, "--storage", str(tmp_path)]) == 0
-        shown = capsys.readouterr().out
-        assert "Is [/a] or [bold] best?" in shown
-        if "race" in words:
-            assert "lost [/data/x] and [red]" in shown
-
-
 class TestDrift:
     def drift(self, tmp_path: Path, **changes: Any) -> None:
         before = spec_of(tmp_path)

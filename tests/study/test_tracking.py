@@ -29,8 +29,9 @@ pytestmark = pytest.mark.slow
 class Server:
     """A real `mlflow server` on loopback, which can be killed and started again on the same data."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, store: str | None = None) -> None:
+        """`store` is the URL of its database, which no command line shows; else it is SQLite in the folder."""
+        self._folder, self._store = folder, store or f"sqlite:///{folder / 'server.db'}"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -39,10 +40,10 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}", "--workers", "1"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        command += ["--artifacts-destination", str(self._folder / "artifacts"), "--workers", "1"]
+        environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": self._store}
         log = (self._folder / "server.log").open("ab")
-        self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         deadline = time.monotonic() + 120
         while True:
             try:

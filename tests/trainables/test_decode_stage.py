@@ -184,6 +184,7 @@ class TestTrained:
             torch.set_num_threads(1)
         assert [report.step for report in reports] == [0]
         assert reports[0].audio_seconds == 0
+        assert reports[0].device == hardware_name(torch.device("cpu"))
         for split in ("dev", "test"):
             again = store.folder(decoded) / f"hypotheses-{split}.jsonl"
             assert again.read_bytes() == studied.hypotheses(decoded, split).read_bytes()

@@ -83,6 +83,15 @@ def test_a_resumed_stage_equals_an_uninterrupted_one_to_the_last_bit(
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_reports_name_the_processor_that_a_stage_ran_on(small_corpus: Path, tmp_path: Path) -> None:
+    (stage,) = stages(small_corpus, pretrain_finetune(2))[:1]
+    (name,) = {report.device for report in run(stage, StageStore(tmp_path))}
+    assert name == hardware_name(torch.device("cpu"))
+    information = Path("/proc/cpuinfo").read_text()
+    assert name
+    assert name in (information if "model name" in information else platform.machine())
+
+
 def test_another_seed_is_another_stage(small_corpus: Path, tmp_path: Path) -> None:
     stage = stages(small_corpus, pretrain_finetune(2))[0]
     store = StageStore(tmp_path)

@@ -16,8 +16,10 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 
+from cluster import fair_share
 from cluster.connect import connect
-from cluster.nodes import GroupSize
+from cluster.fair_share import FairShare
+from cluster.nodes import GroupSize, Node
 from tests.trainables.misbehaving import Behaviour, Started, misbehaving, started
 from tests.trainables.test_loop import run, without_times
 from tests.trainables.test_resume import supervised
@@ -121,11 +123,12 @@ def make_groups(cluster: Cluster, tmp_path: Path) -> Iterator[Callable[..., Grou
     made: list[Groups] = []
 
     def make(**settings: Any) -> Groups:
-        made.append(Groups(tmp_path, **settings))
+        made.append(Groups(settings.pop("storage", tmp_path), **settings))
         return made[-1]
 
     yield make
     for groups in made:
+        ray.get(groups.actor.leave.remote())
         ray.kill(groups.actor)
     assert eventually(all_is_free)
 
@@ -308,6 +311,71 @@ def test_when_one_worker_crashes_the_others_are_stopped_and_the_group_goes_on(
     assert not is_alive(first.pid)
     assert not is_alive(second.pid)
     assert len({one.server for one in groups.started()}) == 2
+
+
+# Several studies on one cluster, and a study that is paused
+
+
+def test_two_studies_share_the_cluster_and_what_gives_way_goes_on_later(
+    make_groups: Callable[..., Groups], tmp_path: Path
+) -> None:
+    """Without a single retry allowed: giving way is no failure."""
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+    first, second = (make_groups(storage=folder, study=folder.name, patience_seconds=1.0) for folder in folders)
+    mine = [misbehaving(Behaviour.WAITS, number) for number in range(3)]
+    for stage in mine:
+        first.submit(stage, TWO_CPUS)
+    first.wait_for_starts(2)
+    assert first.stays_at(2)
+    others = [misbehaving(Behaviour.WAITS, number) for number in range(3, 5)]
+    for stage in others:
+        second.submit(stage, TWO_CPUS)
+    assert eventually(lambda: first.state().groups == 1 and len(second.started()) == 1)
+    assert second.stays_at(1)
+    assert first.state().accelerators_busy == second.state().accelerators_busy == 1
+    assert first.state().stages_waiting == 2
+    second.let_go()
+    assert [second.follow(stage)[0] for stage in others] == [FINISHED] * 2
+    assert eventually(lambda: first.state().accelerators_busy == 2), "what the other does not want is free again"
+    first.let_go()
+    assert [first.follow(stage)[0] for stage in mine] == [FINISHED] * 3
+
+
+def test_studies_know_of_each_other_until_they_leave_or_fall_silent(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes, wanted = [Node(4, 0)], [ONE_CPU] * 4
+    low, high = FairShare("low", 0), FairShare("high", 1)
+    assert low.allotment(wanted, nodes) is None
+    assert high.allotment(wanted[:3], nodes) == {ONE_CPU: 3}
+    assert low.allotment(wanted, nodes) == {ONE_CPU: 1}
+    high.leave()
+    assert low.allotment(wanted, nodes) is None
+    assert high.allotment(wanted[:1], nodes) == {ONE_CPU: 1}
+    assert low.allotment(wanted, nodes) == {ONE_CPU: 3}
+    monkeypatch.setattr(fair_share, "SILENT_SECONDS", 0.0)
+    assert eventually(lambda: low.allotment(wanted, nodes) is None)
+    low.leave()
+
+
+def test_a_paused_study_holds_nothing_and_goes_on_without_losing_a_step(
+    make_groups: Callable[..., Groups], small_corpus: Path, tmp_path: Path
+) -> None:
+    groups, store = make_groups(module="trainables.stage_process"), StageStore(tmp_path)
+    stage = supervised(small_corpus, 120, checkpoint_seconds=1000.0)
+    groups.submit(stage)
+    assert eventually(store.lease(stage).path.exists)
+    ray.get(groups.actor.pause.remote(True))
+    assert eventually(lambda: groups.state().groups == 0)
+    assert all_is_free()
+    assert (store.partial_folder(stage) / "checkpoint.pt").exists()
+    ray.get(groups.actor.pause.remote(False))
+    outcome, reports = groups.follow(stage)
+    assert outcome == FINISHED
+    assert without_times(reports) == without_times(run(stage, StageStore(tmp_path / "whole")))
+    assert groups.state().told == []
 
 
 # Stages and groups that die
