@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 from study.convergence import Axis, area_under_curve, common_budget, duration, fit_rate
+from study.devices import Device, Devices, devices_of
 from study.ledger import CurvePoint, Ledger, Trial
 from study.pareto import front_probability, hypervolume_over_time, non_dominated, reference_point
 from study.scaling_result import ScalingResult, scaling_as_dict, scaling_result
@@ -20,6 +21,7 @@ AXES: dict[Axis, str] = {
     "step": "updates",
     "audio_seconds": "audio processed",
     "accelerator_seconds": "accelerator time",
+    "elapsed_seconds": "elapsed time",
 }
 
 # In the order in which they are shown. Every trial has character and word error rates; code-switched speech has mixed
@@ -33,6 +35,7 @@ Rate = TypeVar("Rate")
 WITH_LM = "_lm"  # ending of a rate that was decoded with a language model
 ALWAYS_SHOWN = frozenset(f"{split}_{rate}" for split in ("dev", "test") for rate in ("cer", "wer"))
 SIGNIFICANT = 0.05  # p-values from here down
+ON_ONE_DEVICE = Devices()
 PRETRAINING = ("pretrain", "semi_supervised")  # kinds of stages whose cost is left out where pre-training is
 
 
@@ -48,6 +51,7 @@ class ArmResult:
     curves: list[list[CurvePoint]]  # of the convergence metric
     target: float
     pretraining: list[dict[Axis, float]]  # what each trial had spent at the end of its pre-training
+    references: frozenset[str] = frozenset()  # devices as on which accelerator time is counted; of one, it is as spent
 
     def without_pretraining(self) -> ArmResult:
         """The same trials, as if their pre-training cost nothing."""
@@ -93,6 +97,11 @@ class Comparison:
     baseline: ArmResult
     ratios: dict[Axis, Ratio | None]
     p_values: dict[Axis, float | None]
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the accelerator time of both is counted as on one device."""
+        return _comparable(self.arm, self.baseline)
 
     @property
     def significant(self) -> bool:
@@ -180,31 +189,39 @@ class Answer:
     cells: list[Cell]
     front: Front | None  # None: the study has one objective
     scaling: ScalingResult | None = None  # None: the study asks for no scaling law
+    devices: Devices = ON_ONE_DEVICE
 
 
-def arm_result(spec: StudySpec, ledger: Ledger, arm: str) -> ArmResult:
-    finished = [t for t in ledger.trials(spec.study) if t.arm == arm and t.status == "finished"]
-    replications = [t for t in finished if t.origin == "replication"]
-    if replications:  # of several configurations, the one whose replications are best on average
-        replications = _best_configuration(spec, ledger, replications)
-    searched = ledger.ranked((t for t in finished if t.origin == "search"), spec.search.metric)
-    trials = replications or searched[:1]
+def arm_result(spec: StudySpec, ledger: Ledger, arm: str, devices: Devices = ON_ONE_DEVICE) -> ArmResult:
+    """`devices` are those of the study, which its accelerator time goes by."""
+    trials, fresh_seeds = _standing(spec, ledger, arm)
     metric = spec.convergence.metric
     finals = [ledger.final(t.study, t.trial) for t in trials]
     return ArmResult(
         arm=arm,
         trials=trials,
-        fresh_seeds=bool(replications),
+        fresh_seeds=fresh_seeds,
         final=[final[metric] for final in finals],
         rates=_rates(finals),
-        curves=[ledger.curve(spec.study, t.trial, metric) for t in trials],
+        curves=[devices.curve(ledger, t, metric) for t in trials],
         target=spec.convergence.target,
-        pretraining=[_pretraining(ledger, t) for t in trials],
+        pretraining=[_pretraining(devices.curve(ledger, t)) for t in trials],
+        references=devices.references_of(ledger, trials),
     )
 
 
-def _pretraining(ledger: Ledger, trial: Trial) -> dict[Axis, float]:
-    spent = [p for p in ledger.curve(trial.study, trial.trial) if p.kind in PRETRAINING]
+def _standing(spec: StudySpec, ledger: Ledger, arm: str) -> tuple[list[Trial], bool]:
+    """The trials that stand for the arm, and whether they are replications."""
+    finished = [t for t in ledger.trials(spec.study) if t.arm == arm and t.status == "finished"]
+    replications = [t for t in finished if t.origin == "replication"]
+    if replications:  # of several configurations, the one whose replications are best on average
+        replications = _best_configuration(spec, ledger, replications)
+    searched = ledger.ranked((t for t in finished if t.origin == "search"), spec.search.metric)
+    return replications or searched[:1], bool(replications)
+
+
+def _pretraining(curve: Sequence[CurvePoint]) -> dict[Axis, float]:
+    spent = [p for p in curve if p.kind in PRETRAINING]
     return {axis: float(getattr(spent[-1], axis)) if spent else 0.0 for axis in AXES}
 
 
@@ -291,7 +308,9 @@ def _best_configuration(spec: StudySpec, ledger: Ledger, replications: list[Tria
 
 def answer(spec: StudySpec, ledger: Ledger) -> Answer:
     """The comparison of every arm with its baseline, in numbers and in sentences."""
-    arms = [arm_result(spec, ledger, arm) for arm in spec.arms]
+    standing = [trial for arm in spec.arms for trial in _standing(spec, ledger, arm)[0]]
+    devices = devices_of(ledger, spec.study, standing)
+    arms = [arm_result(spec, ledger, arm, devices) for arm in spec.arms]
     of = {arm.arm: arm for arm in arms}
     pairs = [(of[arm], of[baseline]) for arm, baseline in spec.comparisons()]
     comparisons = _compare(pairs)
@@ -301,16 +320,17 @@ def answer(spec: StudySpec, ledger: Ledger) -> Answer:
         _sentence(spec, comparison, len(pairs)) + (_without_sentence(without[place]) if without else "")
         for place, comparison in enumerate(comparisons)
     ] or [_single(spec, arms[0])]
+    sentences += device_sentences(devices)
     found = cells(spec, ledger)
     leading = front(spec, ledger, found)
     if leading and leading.candidates:
         sentences.append(_front_sentence(leading))
-    scaling = scaling_result(spec, ledger)
+    scaling = scaling_result(spec, ledger, devices)
     if scaling:
         sentences += scaling.sentences(objective_name(scaling.metric))
     curves = _whole_curves(arms)
     targets = _targets(spec, arms, pairs)
-    return Answer(arms, comparisons, without, targets, curves, sentences, found, leading, scaling)
+    return Answer(arms, comparisons, without, targets, curves, sentences, found, leading, scaling, devices)
 
 
 def _compare(pairs: Sequence[tuple[ArmResult, ArmResult]]) -> list[Comparison]:
@@ -330,7 +350,13 @@ def _compare(pairs: Sequence[tuple[ArmResult, ArmResult]]) -> list[Comparison]:
 
 
 def _ratio(arm: ArmResult, baseline: ArmResult, target: float, axis: Axis) -> Ratio | None:
+    if axis == "accelerator_seconds" and not _comparable(arm, baseline):
+        return None
     return ratio_of_durations(arm.durations(target, axis), baseline.durations(target, axis))
+
+
+def _comparable(arm: ArmResult, baseline: ArmResult) -> bool:
+    return len(arm.references | baseline.references) <= 1
 
 
 def _holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -351,12 +377,20 @@ def _targets(
 ) -> list[TargetResult]:
     """A row for each target, axis and arm that has finished trials."""
     baselines = {arm.arm: baseline for arm, baseline in pairs if baseline.trials}
+    of = {arm.arm: arm for arm in arms}
     return [
         row
         for target in targets_of(spec, arms)
         for axis in AXES
-        for row in _at_target([arm for arm in arms if arm.trials], baselines, target, axis)
+        for row in _at_target([arm for arm in arms if arm.trials], _on_axis(baselines, of, axis), target, axis)
     ]
+
+
+def _on_axis(baselines: Mapping[str, ArmResult], arms: Mapping[str, ArmResult], axis: Axis) -> Mapping[str, ArmResult]:
+    """The baselines of the arms that compare with them on the axis."""
+    if axis != "accelerator_seconds":
+        return baselines
+    return {arm: baseline for arm, baseline in baselines.items() if _comparable(arms[arm], baseline)}
 
 
 def _at_target(
@@ -430,6 +464,8 @@ def _sentence(spec: StudySpec, comparison: Comparison, comparisons: int) -> str:
     both = f"{_single(spec, baseline)} {_single(spec, arm)}"
     if min(len(arm.trials), len(baseline.trials)) < 2:
         return f"No interval can be given: it needs two fresh seeds of each arm. {both}"
+    if not comparison.comparable:
+        return _sentence_without_time(spec, comparison)
     if ratio is None:
         return f"No ratio can be given: {both}"
     verdict = (
@@ -444,6 +480,45 @@ def _sentence(spec: StudySpec, comparison: Comparison, comparisons: int) -> str:
         f"time of {baseline.arm} (95 % interval {ratio.low:.2f}-{ratio.high:.2f}, {len(arm.trials)} and "
         f"{len(baseline.trials)} seeds{corrected}).{_restriction(arm, baseline)}"
     )
+
+
+def _sentence_without_time(spec: StudySpec, comparison: Comparison) -> str:
+    """Of arms whose accelerator time does not compare."""
+    arm, baseline = comparison.arm, comparison.baseline
+    updates, audio = (comparison.ratios[axis] for axis in ("step", "audio_seconds"))
+    if updates is None or audio is None:
+        return f"No ratio can be given: {_single(spec, baseline)} {_single(spec, arm)}"
+    shown = [f"{ratio.estimate:.2f}x {of}" for ratio, of in ((updates, "the updates"), (audio, "the audio"))]
+    intervals = " and ".join(f"{ratio.low:.2f}-{ratio.high:.2f}" for ratio in (updates, audio))
+    whole = arm.complete and baseline.complete
+    restricted = "" if whole else " Not all seeds reached it: these are ratios of restricted means."
+    return (
+        f"The accelerator time of {arm.arm} and {baseline.arm} does not compare: to a {_goal(spec)}, pre-training "
+        f"included, {arm.arm} needs {' and '.join(shown)} of {baseline.arm} (95 % intervals {intervals}, "
+        f"{len(arm.trials)} and {len(baseline.trials)} seeds).{restricted}"
+    )
+
+
+def device_sentences(devices: Devices) -> list[str]:
+    """What became of accelerator time, where the trials that stand for the arms ran on several devices."""
+    standing = [device for device in devices.found if device.standing]
+    references = list(dict.fromkeys(device.reference for device in standing))
+    sentences = [
+        f"Accelerator time is counted as on {reference}: on equal work, {' and '.join(map(_speed_text, others))}."
+        for reference in references
+        if (others := [d for d in standing if d.reference == reference != d.name])
+    ]
+    if len(references) > 1:
+        sentences.append(
+            f"Accelerator time on {' and on '.join(references)} does not compare, for no equal work ran on both; "
+            "updates and audio do."
+        )
+    return sentences
+
+
+def _speed_text(device: Device) -> str:
+    shapes = f"{device.shapes} shape{'s' if device.shapes > 1 else ''} of work"
+    return f"{device.name} is {device.speed:.2f} times as fast ({device.low:.2f}-{device.high:.2f}, {shapes})"
 
 
 def _without_sentence(comparison: Comparison) -> str:
@@ -518,6 +593,7 @@ def answer_as_dict(found: Answer) -> dict[str, Any]:
         "whole_curves": [asdict(row) for row in found.whole_curves],
         "front": _front_as_dict(found.front) if found.front else None,
         "scaling": scaling_as_dict(found.scaling) if found.scaling else None,
+        "devices": [asdict(device) for device in found.devices.found],
     }
 
 

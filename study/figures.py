@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,8 +16,9 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from search_spaces.space import AnyDistribution, Categorical, Grid, IntUniform, LogUniform
-from study.answer import Answer, ArmResult, Cell, Front, metric_name, objective_name
+from study.answer import ON_ONE_DEVICE, Answer, ArmResult, Cell, Front, metric_name, objective_name
 from study.convergence import Axis
+from study.devices import Devices
 from study.figure_files import BARS, COLOURS, Drawn, Look, Value, looks
 from study.ledger import CurvePoint, Ledger, Trial
 from study.pareto import non_dominated
@@ -27,8 +29,10 @@ UNITS: dict[Axis, tuple[str, float]] = {
     "step": ("updates (all stages)", 1.0),
     "audio_seconds": ("audio processed, hours", 3600.0),
     "accelerator_seconds": ("accelerator time, minutes", 60.0),
+    "elapsed_seconds": ("elapsed time, minutes", 60.0),
 }
 PANELS: tuple[Axis, Axis] = ("step", "accelerator_seconds")
+LABEL_WIDTH = 62  # characters that stand below a panel
 BREAK_SECONDS = 5.0  # between two reports, beyond the time spent in the stage: it was interrupted
 
 Rows = list[tuple[Value, ...]]
@@ -42,18 +46,28 @@ class Curves:
     study: str
     standing: Sequence[Trial]
     others: Sequence[Trial]
+    devices: Devices = ON_ONE_DEVICE  # of the study
 
 
-def _arm_curves(spec: StudySpec, ledger: Ledger, arm: ArmResult) -> Curves:
+def _arm_curves(spec: StudySpec, ledger: Ledger, found: Answer, arm: ArmResult) -> Curves:
     standing = {trial.trial for trial in arm.trials}
     others = [t for t in ledger.trials(spec.study) if t.arm == arm.arm and t.trial not in standing]
-    return Curves(arm.arm, spec.study, arm.trials, others)
+    return Curves(arm.arm, spec.study, arm.trials, others, found.devices)
 
 
 def convergence_figure(spec: StudySpec, ledger: Ledger, found: Answer) -> Drawn:
     """dev WER (or mixed error rate) and CER against updates and against accelerator time; a row for each metric."""
-    arms = [_arm_curves(spec, ledger, arm) for arm in found.arms]
+    arms = [_arm_curves(spec, ledger, found, arm) for arm in found.arms]
     return curves_figure(spec.question, ledger, arms, {(spec.convergence.metric, spec.convergence.target)})
+
+
+def _label(axis: Axis, devices: Iterable[Devices]) -> str:
+    """What the axis shows. Accelerator time of different devices is as on one of them."""
+    label = UNITS[axis][0]
+    references = list(dict.fromkeys(reference for of_study in devices for reference in of_study.references))
+    if axis != "accelerator_seconds" or not references:
+        return label
+    return f"{label}, {f'as on {references[0]}' if len(references) == 1 else 'on devices that do not compare'}"
 
 
 def curves_figure(title: str, ledger: Ledger, arms: Sequence[Curves], targets: Iterable[tuple[str, float]]) -> Drawn:
@@ -67,7 +81,8 @@ def curves_figure(title: str, ledger: Ledger, arms: Sequence[Curves], targets: I
             rows += _curves_panel(panel, ledger, arms, metric, axis)
             for target in (value for name, value in targets if name == metric):
                 panel.axhline(100 * target, color="black", linewidth=0.8, linestyle=":")
-                rows.append((metric_name(metric), UNITS[axis][0], None, "target", None, 100 * target, None, None))
+                label = _label(axis, (arm.devices for arm in arms))
+                rows.append((metric_name(metric), label, None, "target", None, 100 * target, None, None))
         panels[0].set_ylabel(f"{metric_name(metric)}, %")
     if any(arm.standing for arm in arms):
         figure.legend(*grid[0][1].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
@@ -77,20 +92,20 @@ def curves_figure(title: str, ledger: Ledger, arms: Sequence[Curves], targets: I
 
 
 def _curves_panel(panel: Axes, ledger: Ledger, arms: Sequence[Curves], metric: str, axis: Axis) -> Rows:
-    label, unit = UNITS[axis]
+    label, unit = _label(axis, (arm.devices for arm in arms)), UNITS[axis][1]
     rows: Rows = []
     for arm, look in zip(arms, looks(arm.label for arm in arms).values(), strict=True):
         start = (metric_name(metric), label, arm.label)
         for trial in arm.others:
-            x, y = _xy(ledger.curve(arm.study, trial.trial, metric), axis, unit)
+            x, y = _xy(arm.devices.curve(ledger, trial, metric), axis, unit)
             panel.plot(x, y, color=look.colour, linestyle=look.line, alpha=0.3, linewidth=0.8)
             rows += [(*start, trial.trial, *point, None, None) for point in zip(x.tolist(), y.tolist(), strict=True)]
-        found = [_xy(ledger.curve(arm.study, trial.trial, metric), axis, unit) for trial in arm.standing]
+        found = [_xy(arm.devices.curve(ledger, trial, metric), axis, unit) for trial in arm.standing]
         if curves := [curve for curve in found if len(curve[0])]:
             seeds = f"{len(curves)} seed{'s' if len(curves) > 1 else ''}"
             band = _band(panel, curves, look, f"{arm.label} ({seeds})")
             rows += [(*start, f"mean of {seeds}", *point) for point in band]
-    panel.set_xlabel(label)
+    panel.set_xlabel(textwrap.fill(label, LABEL_WIDTH))
     panel.set_xlim(left=0)
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
@@ -121,10 +136,11 @@ def survival_figure(spec: StudySpec, found: Answer) -> Drawn:
     figure, panels = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
     rows: Rows = []
     for panel, axis in zip(panels, PANELS, strict=True):
+        label = _label(axis, [found.devices])
         for arm, look in zip(found.arms, looks(arm.arm for arm in found.arms).values(), strict=True):
             if arm.trials:
-                rows += _survival_line(panel, arm, axis, look)
-        panel.set_xlabel(UNITS[axis][0])
+                rows += _survival_line(panel, arm, axis, look, label)
+        panel.set_xlabel(textwrap.fill(label, LABEL_WIDTH))
         panel.set_xlim(left=0)
         panel.set_ylim(-3, 103)
         panel.grid(alpha=0.25)
@@ -135,9 +151,9 @@ def survival_figure(spec: StudySpec, found: Answer) -> Drawn:
     return Drawn(figure, ("x is", "arm", "x", f"seeds above a {goal} from x on, %", "a curve ended here"), rows)
 
 
-def _survival_line(panel: Axes, arm: ArmResult, axis: Axis, look: Look) -> Rows:
+def _survival_line(panel: Axes, arm: ArmResult, axis: Axis, look: Look, name: str) -> Rows:
     """Kaplan and Meier's estimate as steps, with a tick where the curve of a seed ended above the target."""
-    name, unit = UNITS[axis]
+    unit = UNITS[axis][1]
     durations = arm.durations(arm.target, axis)
     curve = kaplan_meier(durations)
     times, shares = np.array([0.0, *curve.times]) / unit, 100 * np.array([1.0, *curve.survival])

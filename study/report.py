@@ -22,6 +22,7 @@ from study.answer import (
     shown_rates,
 )
 from study.convergence import Axis
+from study.devices import Device
 from study.differences import HEAD, NOTE, ArmDifference, difference_cells, differences, missing_trials
 from study.figure_files import Drawn, save
 from study.figures import (
@@ -128,6 +129,7 @@ def _sections(spec: StudySpec, ledger: Ledger, found: Answer, importance: Import
         Section("Results of each arm", _rate_table(found)),
         _differences_section(compared),
         Section(f"Cost until a {goal}", _convergence_table(found) + _comparison_table(found)),
+        _devices_section(found),
         _survival_section(found, svgs),
         _whole_curves_section(spec, found),
         _scaling_section(found.scaling, svgs),
@@ -311,6 +313,7 @@ def _spent_text(axis: Axis, value: float) -> str:
         "step": lambda v: f"{v:.0f}",
         "audio_seconds": lambda v: f"{v / 3600:.2f} h",
         "accelerator_seconds": duration,
+        "elapsed_seconds": duration,
     }
     return shown[axis](value)
 
@@ -338,7 +341,34 @@ def _comparison_rows(comparison: Comparison, pretraining: str) -> Iterator[list[
     of = "geometric" if comparison.arm.complete and comparison.baseline.complete else "restricted"
     for axis, name in AXES.items():
         ratio, p_value = comparison.ratios[axis], comparison.p_values[axis]
-        yield [compared, name, pretraining, _ratio_text(ratio), of if ratio else "", _p_text(p_value)]
+        shown = _ratio_text(ratio) if axis != "accelerator_seconds" or comparison.comparable else "does not compare"
+        yield [compared, name, pretraining, shown, of if ratio else "", _p_text(p_value)]
+
+
+def _devices_section(found: Answer) -> Section | None:
+    """How fast the devices are, where the study ran on several."""
+    devices = found.devices.found
+    if not devices:
+        return None
+    rows = [
+        [
+            device.name,
+            str(device.stages),
+            duration(device.accelerator_seconds),
+            device.reference,
+            _speed_text(device),
+            str(device.shapes),
+        ]
+        for device in devices
+    ]
+    head = ["device", "stages", "accelerator time", "counted as on", "speed on equal work", "shapes of work"]
+    return Section("Devices", table(head, rows) + note(_DEVICES_NOTE))
+
+
+def _speed_text(device: Device) -> str:
+    if device.name == device.reference:
+        return "1"
+    return f"{device.speed:.2f} ({device.low:.2f} to {device.high:.2f})"
 
 
 def _survival_section(found: Answer, svgs: Svgs) -> Section | None:
@@ -451,6 +481,14 @@ _COMPARISON_NOTE = (
     "of what is spent until the target, or until the end of what is known of both arms where it comes first. p: of a "
     "ratio of 1, by Holm's method over the comparisons. Pre-training left out: the stages pretrain and semi_supervised "
     "cost nothing."
+)
+_DEVICES_NOTE = (
+    "Accelerator time is as spent, each stage once. Speed: seconds that the device it is counted as on needs for the "
+    "work of one second, by least squares on the logarithms of what equal work took (median), weighted by time; in "
+    "brackets, the lowest and the highest of single shapes of work. A shape: as many updates and evaluations of stages "
+    "with equal settings, apart from seeds, learning rates and lengths. Convergence and the costs of the arms' stages "
+    "are as on that device; the tables of trials and of what sharing saved and objectives of the search are as spent, "
+    "and so is elapsed time everywhere."
 )
 _SURVIVAL_CAPTION = (
     "Share of the seeds of each arm that have not reached the target (Kaplan and Meier). Ticks: where the curve of a "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,12 @@ import pytest
 from study.audit import audit
 from study.ledger import Ledger, LedgerError
 from study.spec import read_spec
-from tests.cluster.clusters import Head
+from tests.cluster.clusters import Head, free_port
 from tests.conftest import small_trial, spanish_rows, write_corpus
 from tests.study.postgresql import PASSWORD, PostgreSQL, binaries
 from tests.study.test_end_to_end import write_sweep
 from tests.study.test_tracking import Server
+from tests.study.webhooks import Listener, listening
 from trainables.stage import StageResult
 
 pytestmark = [
@@ -29,9 +32,11 @@ pytestmark = [
     pytest.mark.skipif(binaries() is None, reason="there is no PostgreSQL here"),
 ]
 
+ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 300
 LONG_STEPS = 600
 SOME_STEPS = 20  # so many more are waited for before a job is ended
+BUSY = re.compile(r"ray_study_accelerators_busy\{[^}]*\} 1\.0")
 STUDY = ("python", "-m", "study.run", "sweep.yaml")
 
 
@@ -43,6 +48,8 @@ class Place:
     ledger_url: str
     mlflow_uri: str
     mlflow_folder: Path
+    metrics_url: str
+    webhook: Listener
 
     def submit(self, name: str, sweep: Path, *overrides: str) -> subprocess.Popen[str]:
         """`ray job submit` of the folder that the sweep is in, which prints the job's log and ends with the job."""
@@ -59,15 +66,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     postgresql.start()
     ledger_url, folder = postgresql.new_database(), tmp_path_factory.mktemp("mlflow")
     mlflow = Server(folder, store=postgresql.new_database())
-    head = Head("--num-cpus", "2", STUDY_LEDGER=ledger_url, MLFLOW_TRACKING_URI=mlflow.uri)
-    try:
-        mlflow.start()
-        head.wait_for("ray", "job", "list")
-        yield Place(head, ledger_url, mlflow.uri, folder)
-    finally:
-        head.end()
-        mlflow.kill()
-        postgresql.remove()
+    port = free_port()
+    with listening() as webhook:
+        environment = {"STUDY_LEDGER": ledger_url, "MLFLOW_TRACKING_URI": mlflow.uri, "STUDY_WEBHOOK": webhook.url}
+        head = Head("--num-cpus", "2", "--metrics-export-port", str(port), **environment)
+        try:
+            mlflow.start()
+            head.wait_for("ray", "job", "list")
+            yield Place(head, ledger_url, mlflow.uri, folder, f"http://127.0.0.1:{port}/metrics", webhook)
+        finally:
+            head.end()
+            mlflow.kill()
+            postgresql.remove()
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +117,8 @@ class Three:
     stopped_at: float
     killed_at: float
     commands: set[bytes]  # command lines seen meanwhile
+    metrics: str  # of the cluster's exporter, while the second job ran
+    heard: list[dict[str, Any]]  # by the webhook
 
 
 @pytest.fixture(scope="module")
@@ -125,12 +137,20 @@ def three(place: Place, corpus: Path, tmp_path_factory: pytest.TempPathFactory) 
     assert place.head.run("ray", "job", "stop", "first")[0] == 0
     stopped_at, output = time.time(), output_of(first)
     second = submit_until("second", num_points(place.ledger_url) + SOME_STEPS)
+    wait_for(lambda: BUSY.search(metrics_of(place)) is not None, second, commands)
+    metrics = metrics_of(place)
     os.kill(int((storage / "studies" / "small.lease").read_text().split()[1]), signal.SIGKILL)
     killed_at = time.time()
     third = place.submit("third", sweep)
     outputs = (output, output_of(second), output_of(third))
     codes = (first.returncode, second.returncode, third.returncode)
-    return Three(sweep, storage, ("first", "second", "third"), codes, outputs, stopped_at, killed_at, commands)
+    names, heard = ("first", "second", "third"), list(place.webhook.heard)
+    return Three(sweep, storage, names, codes, outputs, stopped_at, killed_at, commands, metrics, heard)
+
+
+def metrics_of(place: Place) -> str:
+    with urllib.request.urlopen(place.metrics_url, timeout=10) as answer:
+        return str(answer.read().decode())
 
 
 def num_points(ledger_url: str) -> int:
@@ -199,6 +219,26 @@ def test_ledger_and_mlflow_on_postgresql_hold_everything_once(place: Place, thre
     assert ledger.is_over("small")
 
 
+def test_prometheus_gets_all_that_the_dashboard_shows(three: Three) -> None:
+    wanted = set(re.findall(r"ray_study_\w+", (ROOT / "cluster" / "grafana.json").read_text()))
+    assert len(wanted) == 7
+    found = {
+        (name, status): float(value)
+        for name, labels, value in re.findall(r"^(ray_study_\w+)\{(.*)\} (\S+)$", three.metrics, re.MULTILINE)
+        if 'study="small"' in labels
+        for status in re.findall(r'status="(\w+)"', labels) or [""]
+    }
+    assert {name for name, _ in found} == wanted
+    assert found["ray_study_trials", "finished"] == found["ray_study_trials", "unfinished"] == 1
+    assert found["ray_study_trials", "failed"] == 0
+    assert found["ray_study_accelerators_held", ""] == found["ray_study_accelerators_busy", ""] == 1
+
+
+def test_the_webhook_hears_of_the_end_and_not_of_interruptions(three: Three) -> None:
+    assert [(word["event"], word["study"]) for word in three.heard] == [("finished", "small")]
+    assert three.heard[0]["trials"]["finished"] == 2
+
+
 def test_no_password_and_no_token_is_in_a_log_a_file_or_a_command_line(place: Place, three: Three) -> None:
     folders = (place.head.folder, three.storage, place.mlflow_folder)
     files = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
@@ -228,3 +268,5 @@ def test_a_job_whose_trials_fail_has_failed_and_says_which(place: Place, corpus:
     assert "diverges-000" in output
     assert "training diverged at step" in output
     assert "failed with exit code 3" in place.status("failing")
+    events = [word["event"] for word in place.webhook.heard if word["study"] == "failing"]
+    assert events == ["failure", "finished"]

@@ -2,51 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from study.notify import VARIABLE, Webhook
 from tests.study.builders import crossing_at, open_study, run_trial, spec_of
+from tests.study.webhooks import Listener, listening
 from trainables.settings_file import SettingsError
 
 
-@dataclass
-class Server:
-    """Answers with the given codes in turn, the last one again and again."""
-
-    url: str
-    codes: list[int] = field(default_factory=lambda: [200])
-    heard: list[dict[str, Any]] = field(default_factory=list)
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            found.heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(found.codes.pop(0) if len(found.codes) > 1 else found.codes[0])
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Nothing: tests are quiet."""
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    found = Server(f"http://127.0.0.1:{http.server_port}/hooks/secret")
-    monkeypatch.setenv(VARIABLE, found.url)
-    yield found
-    http.shutdown()
-    http.server_close()
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    with listening() as found:
+        monkeypatch.setenv(VARIABLE, found.url)
+        yield found
 
 
-def test_what_is_sent(server: Server, tmp_path: Path) -> None:
+def test_what_is_sent(server: Listener, tmp_path: Path) -> None:
     ledger = open_study(spec := spec_of(tmp_path))
     run_trial(ledger, spec, "fast", 0, curve=crossing_at(20))
     with Webhook("race", ledger) as webhook:
@@ -56,7 +30,7 @@ def test_what_is_sent(server: Server, tmp_path: Path) -> None:
     assert server.heard == [{"text": text, "event": "finished", "study": "race", "trials": trials}]
 
 
-def test_the_first_failure_is_told_and_no_other(server: Server, tmp_path: Path) -> None:
+def test_the_first_failure_is_told_and_no_other(server: Listener, tmp_path: Path) -> None:
     ledger = open_study(spec := spec_of(tmp_path))
     run_trial(ledger, spec, "fast", 0, curve=crossing_at(20))
     for number in (0, 1):
@@ -70,7 +44,7 @@ def test_the_first_failure_is_told_and_no_other(server: Server, tmp_path: Path) 
     ]
 
 
-def test_an_error_is_told_and_goes_on(server: Server, tmp_path: Path) -> None:
+def test_an_error_is_told_and_goes_on(server: Listener, tmp_path: Path) -> None:
     ledger = open_study(spec_of(tmp_path))
     with pytest.raises(ValueError, match="the disk is full"), Webhook("race", ledger):
         raise ValueError("the disk is full")
@@ -80,7 +54,7 @@ def test_an_error_is_told_and_goes_on(server: Server, tmp_path: Path) -> None:
     assert len(server.heard) == 1, "who interrupts knows of it"
 
 
-def test_a_server_that_is_busy_is_asked_again(server: Server, tmp_path: Path) -> None:
+def test_a_server_that_is_busy_is_asked_again(server: Listener, tmp_path: Path) -> None:
     server.codes = [503, 429, 200]
     with Webhook("race", open_study(spec_of(tmp_path))) as webhook:
         webhook.send("budget", "a budget is spent")
@@ -89,7 +63,7 @@ def test_a_server_that_is_busy_is_asked_again(server: Server, tmp_path: Path) ->
 
 @pytest.mark.parametrize("code", [302, 404])
 def test_a_server_that_refuses_stops_nothing_and_its_url_stays_secret(
-    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
+    server: Listener, tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     server.codes = [code]
     with Webhook("race", open_study(spec_of(tmp_path))) as webhook:
@@ -117,7 +91,7 @@ def test_what_is_no_url_is_refused_without_being_shown(tmp_path: Path, monkeypat
     assert "secret" not in error.value.errors[0]
 
 
-def test_without_one_nothing_is_sent(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_one_nothing_is_sent(server: Listener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VARIABLE)
     with Webhook("race", open_study(spec_of(tmp_path))) as webhook:
         webhook.send("finished", "finished.")

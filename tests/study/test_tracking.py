@@ -77,6 +77,7 @@ def report(step: int, **metrics: float) -> Report:
         elapsed_seconds=2.0 * step,
         accelerator_seconds=2.0 * step,
         reported_at=1_700_000_000.0 + step,
+        device="NVIDIA H200",
     )
 
 
@@ -137,6 +138,7 @@ def check_content(uri: str, study: str) -> None:
     assert history(uri, found["arm-001"], "pretrain/contrastive") == [(1, 3.0), (2, 2.0)]
     assert trial.data.params["regime.finetune.learning_rate"] == "0.001"
     assert trial.data.tags["mlflow.parentRunId"] == found["study"].info.run_id
+    assert trial.data.tags["study.devices"] == "NVIDIA H200"
     assert trial.info.status == "FINISHED"
 
 

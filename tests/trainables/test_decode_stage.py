@@ -25,6 +25,7 @@ from trainables.data.config import PromptsConfig
 from trainables.data.corpus import PROMPTS, CorpusError, read_corpus
 from trainables.decoding.config import LanguageModelConfig
 from trainables.decoding.ngram import estimate
+from trainables.device import hardware_name
 from trainables.evaluate import read_hypotheses
 from trainables.loop import run_stage
 from trainables.recogniser import Recogniser

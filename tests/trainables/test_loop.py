@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests.conftest import SMALL_MODEL, bl_just, pretrain_finetune, small_trial
+from trainables.device import hardware_name
 from trainables.loop import DivergedError, StageBusyError, run_stage
 from trainables.stage import Report, Stage
 from trainables.store import StageStore
