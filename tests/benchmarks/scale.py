@@ -4,10 +4,12 @@
     python -m tests.benchmarks.scale simulate tests/benchmarks/scale_constants.json
 
 `measure` runs studies whose stages only report, on eight worker groups of one machine, and takes processor time, which
-other work on the machine changes little, and private memory. What one more report costs is the difference between two
-such studies. `simulate` lets groups, the process that queues stages, and the driver work on a virtual clock. The queue
-and the driver do one thing at a time. A trial hands its driver all that was reported since the driver took its last
-reports, as in study/relay.py; the next trial starts when the driver has seen the end of one.
+other work on the machine changes little, and private memory. What one more trial or report costs is the difference
+between two such studies.
+
+`simulate` lets groups, the process that queues stages, and the driver work on a virtual clock. The queue and the driver
+do one thing at a time. A trial hands its driver all that was reported since the driver took its last reports, as in
+study/relay.py; the next trial starts when the driver has seen the end of one.
 """
 
 from __future__ import annotations
@@ -68,17 +70,19 @@ def measure(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         with _cluster():
-            few, many = _of_a_study(path / "few", 1), _of_a_study(path / "many", REPORTS)
+            few = _of_a_study(path / "few", TRIALS, 1)
+            more = _of_a_study(path / "more", 4 * TRIALS, 1)
+            many = _of_a_study(path / "many", TRIALS, REPORTS)
         ledger = _of_the_ledger(path / "ledger")
         propose = {str(trials): _of_a_proposal(path / str(trials), trials) for trials in (100, 1_000, 10_000)}
-    more = TRIALS * (REPORTS - 1)
+    trials, reports = 3 * TRIALS, TRIALS * (REPORTS - 1)
     found = Constants(
-        driver_trial=few.driver / TRIALS,
-        driver_reports=(many.driver - few.driver) / more,
+        driver_trial=(more.driver - few.driver) / trials,
+        driver_reports=(many.driver - few.driver) / reports,
         driver_row=ledger[0],
-        queue_trial=few.queue / TRIALS,
-        queue_report=(many.queue - few.queue) / more,
-        head_report=(many.ray - few.ray) / more,
+        queue_trial=(more.queue - few.queue) / trials,
+        queue_report=(many.queue - few.queue) / reports,
+        head_report=(many.ray - few.ray) / reports,
         propose=propose,
         trial_bytes=many.trial_bytes,
         group_bytes=many.group_bytes,
@@ -108,15 +112,15 @@ class _Spent:
     group_bytes: float
 
 
-def _of_a_study(storage: Path, reports: int) -> _Spent:
+def _of_a_study(storage: Path, trials: int, reports: int) -> _Spent:
     """What the processes of a study take whose stages report so often. Needs a connection to Ray."""
-    spec = study_of(storage, TRIALS, reports)
+    spec = study_of(storage, trials, reports)
     ledger, run = opened(spec)
     before, began = _seconds_of_ray(), time.process_time()
     watch = _Processes()
     run_trials(spec, ledger, run, watch, stage_module="tests.benchmarks.noop_stages")
     watch.ended.set()
-    assert ledger.count(spec.study)["finished"] == TRIALS
+    assert ledger.count(spec.study)["finished"] == trials
     driver, queue = time.process_time() - began, watch.queue_seconds
     return _Spent(driver, queue, _seconds_of_ray() - before, watch.trial_bytes, watch.group_bytes)
 

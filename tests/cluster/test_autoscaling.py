@@ -18,7 +18,7 @@ from tests.cluster.stages_on_cpus import Ran, ran
 from tests.conftest import pretrain_finetune, small_trial
 from tests.study.test_end_to_end import write_sweep
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.long]
 
 TIMEOUT_SECONDS = 300
 NODE_TYPES = {"cpu": ({"CPU": 2}, 2), "gpu": ({"CPU": 2, "GPU": 1}, 1)}  # either one holds a stage that asks for 2 CPUs

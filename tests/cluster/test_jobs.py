@@ -260,6 +260,7 @@ def test_a_relative_storage_is_refused(place: Place, corpus: Path, tmp_path: Pat
     assert "failed with exit code 2" in place.status("relative")
 
 
+@pytest.mark.long
 def test_a_job_whose_trials_fail_has_failed_and_says_which(place: Place, corpus: Path, tmp_path: Path) -> None:
     arms = {"diverges": supervised(corpus, 10, learning_rate=1e30)}
     job = place.submit("failing", write(tmp_path / "sweep", "failing", tmp_path / "results", arms))

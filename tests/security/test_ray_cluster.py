@@ -121,6 +121,7 @@ def test_what_the_user_has_set_counts(tmp_path: Path) -> None:
     assert done.stdout.strip() == "f" * 64, done.stderr
 
 
+@pytest.mark.long
 def test_a_study_writes_no_secret_of_its_environment_and_its_sweep(tmp_path: Path) -> None:
     hidden = ("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY")
     secret = {name: secrets.token_hex(16) for name in (*hidden, "RAY_AUTH_TOKEN", "URL_PASSWORD", "QUERY_TOKEN")}

@@ -18,7 +18,7 @@ from study.spec import StudySpec, read_spec
 from tests.conftest import small_trial, spanish_rows, write_corpus
 from tests.study.test_end_to_end import TIMEOUT_SECONDS, start, write_sweep
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 KILLS = 5
 

@@ -89,6 +89,7 @@ def results(storage: Path) -> dict[str, StageResult]:
     }
 
 
+@pytest.mark.long
 def test_two_studies_at_once_train_every_stage_of_a_storage_once(corpus: Path, tmp_path: Path) -> None:
     """Each has two of three learning rates, one of them in common, and they begin at opposite ends.
 
@@ -172,11 +173,13 @@ def killed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Killed:
     return Killed(process.returncode, quick, trials("waiting"))
 
 
+@pytest.mark.long
 def test_trials_that_wait_for_a_pretraining_hold_no_worker(killed: Killed) -> None:
     """There are two worker groups, and four trials wait for the stage of one of them."""
     assert [trial.status for trial in killed.quick_before] == ["finished"] * QUICK
 
 
+@pytest.mark.long
 def test_when_a_shared_pretraining_is_killed_its_trials_fail_with_the_cause_and_the_study_ends(killed: Killed) -> None:
     assert killed.code == 3
     assert {trial.status for trial in killed.trials} == {"failed"}

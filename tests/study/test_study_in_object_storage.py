@@ -18,7 +18,7 @@ from trainables.object_storage import ObjectStorage
 
 __all__ = ["bucket_server"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 URL = f"s3://{BUCKET}/study"
 

@@ -439,6 +439,7 @@ def test_a_node_that_is_drained_costs_no_step(
     cluster.remove_node(nodes.other)
 
 
+@pytest.mark.long
 def test_a_node_that_is_lost_costs_the_steps_since_the_last_checkpoint(
     make_groups: Callable[..., Groups], cluster: Cluster, small_corpus: Path, tmp_path: Path
 ) -> None:
