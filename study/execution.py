@@ -287,7 +287,7 @@ class Conductor:
             return
         self.ledger.set_spent(self._run, state.accelerator_seconds, state.cost)
         self._metrics.set(state)
-        self._heed_order(state.groups)
+        self._heed_order(state.accelerators_busy == 0)
         for message in state.told:
             self._watcher.told(message)
         self.budget_spent = budget_is_spent(self.spec.stop, self.ledger.spent(self.spec.study))
@@ -305,15 +305,15 @@ class Conductor:
                 f"{free.get('CPU', 0):g} CPU(s) and {free.get('GPU', 0):g} GPU(s) on {len(present)} node(s)"
             )
 
-    def _heed_order(self, groups: int) -> None:
-        """Pause, go on, or end once the stages have left their checkpoints."""
+    def _heed_order(self, idle: bool) -> None:
+        """Pause, go on, or end once no stage runs any more: each has left its checkpoint."""
         before, self._order = self._order, self.ledger.order(self.spec.study)
         if self._order != before:
             self._ordered_at = time.monotonic()
             self._ask_groups("pause", self._order is not None)
             self._watcher.told(ORDERED[self._order].format(study=self.spec.study))
         waited = time.monotonic() - self._ordered_at
-        self.stopped = self._order == "stop" and (groups == 0 or waited > STOP_SECONDS)
+        self.stopped = self._order == "stop" and (idle or waited > STOP_SECONDS)
 
     def leave(self) -> None:
         """Let other studies have what this one wanted."""
