@@ -48,9 +48,17 @@ class ConvPositions(nn.Module):
         """(B, T, E) -> (B, U, E): positions added to the input, or to its mean over each s frames (the shortcut)."""
         x_BET = x_BTE.transpose(1, 2)
         num_frames = x_BTE.shape[1] // self.squeeze
-        positions_BEU = F.gelu(self.conv(x_BET)[..., :num_frames])
+        positions_BEU = F.gelu(self._convolve(x_BET)[..., :num_frames])
         shortcut_BEU = F.avg_pool1d(x_BET, self.squeeze) if self.squeeze > 1 else x_BET
         return (shortcut_BEU + positions_BEU).transpose(1, 2)
+
+    def _convolve(self, x_BET: Tensor) -> Tensor:
+        """In fp32 on a CPU: the bf16 kernels of oneDNN for Intel AMX sum groups of 4, 8 or 12 channels wrongly."""
+        if x_BET.dtype == torch.bfloat16 and x_BET.device.type == "cpu":
+            x_BET = x_BET.float()
+        with torch.autocast("cpu", enabled=False):
+            convolved_BEU: Tensor = self.conv(x_BET)
+        return convolved_BEU
 
 
 class TransformerLayer(nn.Module):
