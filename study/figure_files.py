@@ -61,6 +61,8 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 def save(drawn: Drawn, path: Path) -> str:
     """Write the figure beside `path` as SVG, PDF, PNG and CSV, and close it; returns the SVG element."""
     svg = io.StringIO()
+    drawn.figure.draw_without_rendering()
+    drawn.figure.set_layout_engine(None)  # it is laid out now, once for all files
     # Text stays text in SVG, fonts are embedded as TrueType in PDF, and names in the SVG are the same each time.
     with matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": path.name}):
         drawn.figure.savefig(svg, format="svg", metadata={"Date": None})

@@ -12,6 +12,7 @@ SMALL = ["--seconds", "4", "--batch-seconds", "8", "--rounds", "1"]
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("task", ["inference"])
 def test_it_compares_each_task(task: str) -> None:
     done = subprocess.run([*COMMAND, *SMALL, "--tasks", task], capture_output=True, text=True, check=True)

@@ -260,6 +260,7 @@ def content_of_mlflow(storage: Path) -> State:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_mirror_that_is_killed_before_any_write_is_completed_by_the_next(mirrored: Path, tmp_path: Path) -> None:
     storage = tmp_path / "results"
 

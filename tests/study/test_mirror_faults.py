@@ -184,6 +184,7 @@ def nothing_is_held(ledger: Ledger) -> bool:
         return not busy
 
 
+@pytest.mark.long
 def test_under_random_faults_all_arrives_once_and_the_ledger_is_free_at_every_request(
     folder: Path, proxy: Proxy, ledger: Ledger, spec: StudySpec
 ) -> None:
@@ -204,10 +205,13 @@ def test_the_lost_answer_to_any_request_doubles_nothing(
 ) -> None:
     """The first request of each kind, such as `runs/create`, is done and not answered."""
     add_trials(ledger, spec, 4)
+    held: list[str] = []
     proxy.plan = lambda path: lose if proxy.seen[path] == 1 else None
+    proxy.before = lambda path: None if nothing_is_held(ledger) else held.append(path)
     failures = sync_until_it_succeeds(Mirror(ledger, spec.study, spec.storage, proxy.uri))
     assert {"/api/2.0/mlflow/runs/create", "/api/2.0/mlflow/runs/log-batch"} <= set(proxy.seen)
     assert failures == len(proxy.seen)
+    assert held == []
     check(folder, ledger, spec.study)
 
 

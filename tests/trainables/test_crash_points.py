@@ -83,11 +83,12 @@ def assert_no_death_leaves_a_trace(case: Case, folder: Path, num_pairs: int, wri
 # Stages
 
 
-def test_a_supervised_stage(corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("writing", [r"DONE|checkpoint\.pt$", pytest.param("", marks=pytest.mark.long)])
+def test_a_supervised_stage(corpus: Path, tmp_path: Path, writing: str) -> None:
     """With a checkpoint at each step, evaluations, and the best weights kept."""
     stage = supervised(corpus, 3, batch_seconds=3, evaluate_every=2, keep="best")
     case = Case(train([stage]), stored)
-    assert_no_death_leaves_a_trace(case, tmp_path, num_pairs=2)
+    assert_no_death_leaves_a_trace(case, tmp_path, num_pairs=2, writing=writing)
     final = StageStore(tmp_path / "whole").folder(stage)
     names = ["backbone.safetensors", "ctc_head.safetensors", "hypotheses-dev.jsonl", "hypotheses-test.jsonl"]
     assert sorted(os.listdir(final)) == ["DONE", *names, "result.json", "stage.json", "symbols.json"]
@@ -149,7 +150,9 @@ def test_a_stage_that_is_discarded_and_wanted_again(corpus: Path, tmp_path: Path
 # The lease
 
 
-@pytest.mark.parametrize("before", ["no lease", "a dead holder's", "a torn one"])
+@pytest.mark.parametrize(
+    "before", ["no lease", *(pytest.param(b, marks=pytest.mark.long) for b in ("a dead holder's", "a torn one"))]
+)
 def test_a_lease_that_is_taken_and_given_back(tmp_path: Path, before: str) -> None:
     start = tmp_path / "start"
     start.mkdir()
