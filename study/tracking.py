@@ -119,7 +119,9 @@ class Mirror:
     def _log_results(self, run: str, results: RunResults, at: int) -> None:
         from mlflow.entities import Metric, RunTag
 
-        metrics = [Metric(RESULTS + name, value, at, 0) for name, value in results.metrics.items()]
+        known = self._client.get_run(run).data.metrics
+        found = {RESULTS + name: value for name, value in results.metrics.items()}
+        metrics = [Metric(name, value, at, 0) for name, value in found.items() if known.get(name) != value]
         tags = [RunTag(f"study.{name}", value) for name, value in results.tags.items()]
         self._client.log_batch(run, metrics=metrics, tags=tags)
 

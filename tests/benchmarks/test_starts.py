@@ -17,6 +17,7 @@ def test_the_ledger_is_timed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_bookkeeping_is_compared_with_bare_tune() -> None:
     """In a process of its own: Ray keeps the token of the first cluster that a process was in."""
     command = [sys.executable, "-m", "tests.benchmarks.starts", "bookkeeping", "--trials", "2"]

@@ -1,4 +1,4 @@
-"""A study as jobs of a cluster: `ray job submit`, with the ledger and MLflow on a PostgreSQL server."""
+"""A study as jobs of a cluster: `ray job submit`, also with the ledger and MLflow on a PostgreSQL server."""
 
 from __future__ import annotations
 
@@ -26,11 +26,7 @@ from tests.study.test_tracking import Server
 from tests.study.webhooks import Listener, listening
 from trainables.stage import StageResult
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.ray,
-    pytest.mark.skipif(binaries() is None, reason="there is no PostgreSQL here"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 300
@@ -51,17 +47,21 @@ class Place:
     metrics_url: str
     webhook: Listener
 
-    def submit(self, name: str, sweep: Path, *overrides: str) -> subprocess.Popen[str]:
-        """`ray job submit` of the folder that the sweep is in, which prints the job's log and ends with the job."""
-        words = ("job", "submit", "--submission-id", name, "--working-dir", str(sweep.parent))
-        return self.head.start("ray", *words, "--", *STUDY, *overrides)
 
-    def status(self, name: str) -> str:
-        return self.head.run("ray", "job", "status", name)[1]
+def submit(head: Head, name: str, sweep: Path) -> subprocess.Popen[str]:
+    """`ray job submit` of the folder that the sweep is in, which prints the job's log and ends with the job."""
+    words = ("job", "submit", "--submission-id", name, "--working-dir", str(sweep.parent))
+    return head.start("ray", *words, "--", *STUDY)
+
+
+def status(head: Head, name: str) -> str:
+    return head.run("ray", "job", "status", name)[1]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    if binaries() is None:
+        pytest.skip("there is no PostgreSQL here")
     postgresql = PostgreSQL()
     postgresql.start()
     ledger_url, folder = postgresql.new_database(), tmp_path_factory.mktemp("mlflow")
@@ -102,6 +102,38 @@ def output_of(job: subprocess.Popen[str]) -> str:
     return job.communicate(timeout=TIMEOUT_SECONDS)[0]
 
 
+# ---- without services ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    head = Head("--num-cpus", "2")
+    try:
+        head.wait_for("ray", "job", "list")
+        yield head
+    finally:
+        head.end()
+
+
+def test_a_job_runs_a_study_to_its_end(head: Head, corpus: Path, tmp_path: Path) -> None:
+    storage = tmp_path / "results"
+    job = submit(head, "whole", write(tmp_path / "sweep", "small", storage, {"only": supervised(corpus, 2)}))
+    output = output_of(job)
+    assert job.returncode == 0, output
+    assert "succeeded" in status(head, "whole")
+    assert "only-000" in output
+    assert Ledger.in_folder(storage).is_over("small")
+
+
+def test_a_relative_storage_is_refused(head: Head, corpus: Path, tmp_path: Path) -> None:
+    """It would be in the job's copy of the working directory, which goes away."""
+    job = submit(head, "relative", write(tmp_path / "sweep", "relative", "results", {"only": supervised(corpus, 2)}))
+    output = output_of(job)
+    assert job.returncode == 1
+    assert "storage: must be absolute in a Ray job" in output
+    assert "failed with exit code 2" in status(head, "relative")
+
+
 # ---- a study in three jobs -------------------------------------------------------------------------------------------
 
 
@@ -129,7 +161,7 @@ def three(place: Place, corpus: Path, tmp_path_factory: pytest.TempPathFactory) 
     commands: set[bytes] = set()
 
     def submit_until(name: str, points: int) -> subprocess.Popen[str]:
-        job = place.submit(name, sweep)
+        job = submit(place.head, name, sweep)
         wait_for(lambda: num_points(place.ledger_url) >= points, job, commands)
         return job
 
@@ -141,7 +173,7 @@ def three(place: Place, corpus: Path, tmp_path_factory: pytest.TempPathFactory) 
     metrics = metrics_of(place)
     os.kill(int((storage / "studies" / "small.lease").read_text().split()[1]), signal.SIGKILL)
     killed_at = time.time()
-    third = place.submit("third", sweep)
+    third = submit(place.head, "third", sweep)
     outputs = (output, output_of(second), output_of(third))
     codes = (first.returncode, second.returncode, third.returncode)
     names, heard = ("first", "second", "third"), list(place.webhook.heard)
@@ -182,14 +214,16 @@ def command_lines() -> set[bytes]:
     return found
 
 
+@pytest.mark.long
 def test_a_job_tells_how_it_ended(place: Place, three: Three) -> None:
     """`ray job submit` itself fails with the job, and not when somebody stops it."""
     assert three.codes == (0, 1, 0), three.outputs
-    statuses = [place.status(name) for name in three.names]
+    statuses = [status(place.head, name) for name in three.names]
     for status, expected in zip(statuses, ("was stopped", "failed", "succeeded"), strict=True):
         assert expected in status
 
 
+@pytest.mark.long
 def test_what_is_finished_is_not_run_again_and_what_is_not_goes_on_from_its_checkpoint(three: Three) -> None:
     assert "quick-000: started" in three.outputs[0]
     for output in three.outputs[1:]:
@@ -207,6 +241,7 @@ def test_what_is_finished_is_not_run_again_and_what_is_not_goes_on_from_its_chec
     assert [report.step for report in result.reports] == list(range(1, LONG_STEPS + 1))
 
 
+@pytest.mark.long
 def test_ledger_and_mlflow_on_postgresql_hold_everything_once(place: Place, three: Three) -> None:
     spec, ledger = read_spec(three.sweep, [f"mlflow.tracking_uri={place.mlflow_uri}"]), Ledger(place.ledger_url)
     assert not (three.storage / "ledger.db").exists()
@@ -219,6 +254,7 @@ def test_ledger_and_mlflow_on_postgresql_hold_everything_once(place: Place, thre
     assert ledger.is_over("small")
 
 
+@pytest.mark.long
 def test_prometheus_gets_all_that_the_dashboard_shows(three: Three) -> None:
     wanted = set(re.findall(r"ray_study_\w+", (ROOT / "cluster" / "grafana.json").read_text()))
     assert len(wanted) == 7
@@ -234,11 +270,13 @@ def test_prometheus_gets_all_that_the_dashboard_shows(three: Three) -> None:
     assert found["ray_study_accelerators_held", ""] == found["ray_study_accelerators_busy", ""] == 1
 
 
+@pytest.mark.long
 def test_the_webhook_hears_of_the_end_and_not_of_interruptions(three: Three) -> None:
     assert [(word["event"], word["study"]) for word in three.heard] == [("finished", "small")]
     assert three.heard[0]["trials"]["finished"] == 2
 
 
+@pytest.mark.long
 def test_no_password_and_no_token_is_in_a_log_a_file_or_a_command_line(place: Place, three: Three) -> None:
     folders = (place.head.folder, three.storage, place.mlflow_folder)
     files = {path: path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
@@ -248,26 +286,14 @@ def test_no_password_and_no_token_is_in_a_log_a_file_or_a_command_line(place: Pl
         assert not [command for command in three.commands if secret in command]
 
 
-# ---- jobs that fail --------------------------------------------------------------------------------------------------
-
-
-def test_a_relative_storage_is_refused(place: Place, corpus: Path, tmp_path: Path) -> None:
-    """It would be in the job's copy of the working directory, which goes away."""
-    job = place.submit("relative", write(tmp_path / "sweep", "relative", "results", {"only": supervised(corpus, 2)}))
-    output = output_of(job)
-    assert job.returncode == 1
-    assert "storage: must be absolute in a Ray job" in output
-    assert "failed with exit code 2" in place.status("relative")
-
-
 @pytest.mark.long
 def test_a_job_whose_trials_fail_has_failed_and_says_which(place: Place, corpus: Path, tmp_path: Path) -> None:
     arms = {"diverges": supervised(corpus, 10, learning_rate=1e30)}
-    job = place.submit("failing", write(tmp_path / "sweep", "failing", tmp_path / "results", arms))
+    job = submit(place.head, "failing", write(tmp_path / "sweep", "failing", tmp_path / "results", arms))
     output = output_of(job)
     assert job.returncode == 1
     assert "diverges-000" in output
     assert "training diverged at step" in output
-    assert "failed with exit code 3" in place.status("failing")
+    assert "failed with exit code 3" in status(place.head, "failing")
     events = [word["event"] for word in place.webhook.heard if word["study"] == "failing"]
     assert events == ["failure", "finished"]

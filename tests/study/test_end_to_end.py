@@ -24,7 +24,12 @@ from tests.conftest import bl_just, pretrain_finetune, small_trial, spanish_rows
 pytestmark = pytest.mark.slow
 
 TIMEOUT_SECONDS = 300
-TIMES = ("accelerator_seconds", "real_time_factor", "inference_seconds")  # they differ from run to run
+TIMES = (
+    "accelerator_seconds",
+    "elapsed_seconds",
+    "real_time_factor",
+    "inference_seconds",
+)  # they differ from run to run
 
 
 def write_sweep(path: Path, arms: dict[str, Any], **changes: Any) -> Path:
@@ -172,6 +177,7 @@ def test_the_model_of_both_arms_was_timed_once_and_mlflow_has_it(uninterrupted: 
     assert {run.data.metrics["answer/inference_seconds"] for run in runs} == {sum(found.seconds) / 2}
 
 
+@pytest.mark.long
 def test_a_study_that_is_interrupted_paused_and_stopped_ends_as_the_uninterrupted_one(
     corpus: Path, uninterrupted: Path, tmp_path: Path
 ) -> None:
@@ -217,11 +223,12 @@ def test_a_finished_study_trains_nothing_when_run_again(uninterrupted: Path) -> 
     def stages() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in (uninterrupted / "stages").rglob("*")}
 
-    before, trials = stages(), outcome(uninterrupted)
+    before, trials, runs = stages(), outcome(uninterrupted), mlflow_runs(uninterrupted)
     code, output = run(uninterrupted.parent / "sweep.yaml")
     assert code == 0, output
     assert stages() == before
     assert outcome(uninterrupted) == trials
+    assert mlflow_runs(uninterrupted) == runs
 
 
 @pytest.mark.long

@@ -316,6 +316,7 @@ def test_when_one_worker_crashes_the_others_are_stopped_and_the_group_goes_on(
 # Several studies on one cluster, and a study that is paused
 
 
+@pytest.mark.long
 def test_two_studies_share_the_cluster_and_what_gives_way_goes_on_later(
     make_groups: Callable[..., Groups], tmp_path: Path
 ) -> None:
@@ -327,7 +328,7 @@ def test_two_studies_share_the_cluster_and_what_gives_way_goes_on_later(
     mine = [misbehaving(Behaviour.WAITS, number) for number in range(3)]
     for stage in mine:
         first.submit(stage, TWO_CPUS)
-    first.wait_for_starts(2)
+    assert eventually(lambda: first.state().accelerators_busy == 2)
     assert first.stays_at(2)
     others = [misbehaving(Behaviour.WAITS, number) for number in range(3, 5)]
     for stage in others:
@@ -369,7 +370,7 @@ def test_a_paused_study_holds_nothing_and_goes_on_without_losing_a_step(
     assert eventually(store.lease(stage).path.exists)
     ray.get(groups.actor.pause.remote(True))
     assert eventually(lambda: groups.state().groups == 0)
-    assert all_is_free()
+    assert eventually(all_is_free)
     assert (store.partial_folder(stage) / "checkpoint.pt").exists()
     ray.get(groups.actor.pause.remote(False))
     outcome, reports = groups.follow(stage)
@@ -419,6 +420,7 @@ def test_a_stage_that_loses_its_group_is_tried_again_in_another(make_groups: Cal
     assert groups.started()[0].server != groups.started()[1].server
 
 
+@pytest.mark.long
 def test_a_node_that_is_drained_costs_no_step(
     make_groups: Callable[..., Groups], cluster: Cluster, small_corpus: Path, tmp_path: Path
 ) -> None:
@@ -485,6 +487,7 @@ def drain(node: Any) -> None:
     assert accepted, why_not
 
 
+@pytest.mark.long
 def test_when_a_group_dies_its_stage_fails_and_the_next_runs_in_another(make_groups: Callable[..., Groups]) -> None:
     groups = make_groups()
     assert_dies_with(groups, misbehaving(Behaviour.HANGS, 0), lambda running: running.server)
