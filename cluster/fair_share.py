@@ -61,10 +61,13 @@ class FairShare:
     def __init__(self, study: str, priority: int) -> None:
         self._name, self._priority = f"{study}:{uuid.uuid4().hex}", priority
         self._beats = 0
+        self._left = False
         self._heard: dict[str, tuple[bytes, float]] = {}  # key -> what it said last, and when it first said so
 
     def allotment(self, wanted: Sequence[GroupSize], nodes: Sequence[Node]) -> Counter[GroupSize] | None:
         """How many groups of each size this study may hold now, as far as all are known; None: it is alone."""
+        if self._left:
+            return None
         self._beats += 1
         content = [self._beats, self._priority, [astuple(size) for size in wanted]]
         _internal_kv_put(_PREFIX + self._name, json.dumps(content), overwrite=True)
@@ -75,7 +78,8 @@ class FairShare:
         return allot([mine, *others], nodes)[self._name]
 
     def leave(self) -> None:
-        """Take the demand back, so that others need not wait for the silence."""
+        """Take the demand back for good, so that others need not wait for the silence."""
+        self._left = True
         _internal_kv_del(_PREFIX + self._name)
 
     def _others(self) -> Iterable[Demand]:

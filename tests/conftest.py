@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from trainables.data.corpus import PROMPTS
 
 Row = dict[str, str]
+
+# A loaded machine must not fail a test.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
 
 
 def write_corpus(root: Path, rows: list[Row]) -> Path:

@@ -235,8 +235,8 @@ class WorkerGroups:
         await self._notify()
 
     async def leave(self) -> None:
-        """The study ends: what it wanted, others may have at once."""
-        self._paused = True
+        """The study ends: what it holds and what it wanted, others may have at once."""
+        await self.pause(True)
         self._share.leave()
 
     async def state(self) -> GroupsState:

@@ -58,6 +58,7 @@ def test_every_pipeline_delivers_the_same_utterances_once(audio: AudioSet) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("audio", ["flac"], indirect=True)
 def test_workers_deliver_all_samples_once(audio: AudioSet) -> None:
     epochs = {key: run(pipeline) for key, pipeline in pipelines(audio, BATCH_SECONDS, [2]).items()}
@@ -82,6 +83,7 @@ def test_bucketed_batches_hold_each_utterance_once_within_the_padded_area() -> N
 
 
 @pytest.mark.parametrize("audio", ["flac"], indirect=True)
+@pytest.mark.long
 def test_comparison_prints_a_line_for_each_pipeline_and_the_ratios(
     audio: AudioSet, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +95,7 @@ def test_comparison_prints_a_line_for_each_pipeline_and_the_ratios(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_command_prints_padding_crops_and_random_access(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -30,6 +30,7 @@ QUESTIONS = (
     "sew_d_width_by_fraction",
 )
 TWINS = (*(f"{question}_prompts" for question in QUESTIONS), "regimes_prompts")
+QUICK = ("regimes_prompts", "squeeze_ablation_prompts", "cross_lingual_code_switching_prompts")
 ON_LIBRISPEECH = ("labelled_budgets", "model_sizes_100k", "squeeze_ablation", "sew_d_width_by_fraction")
 
 
@@ -101,7 +102,9 @@ def shortened(stage: Stage) -> Stage:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize(
+    "twin", [twin if twin in QUICK else pytest.param(twin, marks=pytest.mark.long) for twin in TWINS]
+)
 def test_every_arm_of_a_twin_trains(twin: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Two updates a stage. All twins use one store: stages that they have in common are trained once."""
     torch.set_num_threads(1)

@@ -287,7 +287,7 @@ class TestFront:
         assert (found_width, height) == (width, 600)
         assert colours > 20
 
-    @pytest.mark.parametrize("count", [1, 9, pytest.param(19, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("count", [1, *(pytest.param(count, marks=pytest.mark.long) for count in (9, 19))])
     def test_any_number_of_arms_can_be_drawn(self, tmp_path: Path, count: int) -> None:
         space = {LEARNING_RATE: {"kind": "log_uniform", "low": 1e-4, "high": 1e-2}}
         arms = {f"arm{n}": {"trial": supervised(steps=40 + n), "space": space} for n in range(count)}

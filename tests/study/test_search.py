@@ -573,7 +573,10 @@ def test_a_rebuilt_search_proposes_what_the_live_one_proposes(
     assert propose_like_rebuilt_ones(tmp_path, start(spec), start) == 2 * trials + 4
 
 
-@pytest.mark.parametrize("sampler", FOR_ANY.values(), ids=list(FOR_ANY))
+@pytest.mark.parametrize(
+    "sampler",
+    [pytest.param(FOR_ANY[name], marks=[] if name == "tpe" else pytest.mark.long, id=name) for name in FOR_ANY],
+)
 def test_a_rebuilt_search_of_two_objectives_proposes_what_the_live_one_proposes(
     tmp_path: Path, start: Start, sampler: dict[str, Any]
 ) -> None:

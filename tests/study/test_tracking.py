@@ -184,6 +184,7 @@ def test_unfinished_trials_of_a_study_that_stopped_are_killed_and_run_again_late
     assert failed.data.tags["study.cause"] == "finetune: DivergedError: too hot"
 
 
+@pytest.mark.long
 def test_the_process_catches_up_with_a_server_that_comes_back(
     ledger: Ledger, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

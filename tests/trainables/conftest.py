@@ -1,13 +1,9 @@
-"""One thread and no clock: small tensors are slower with more threads, and a loaded machine must not fail a test."""
+"""One thread: small tensors are slower with more."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import settings
-
-settings.register_profile("repeatable", deadline=None, derandomize=True)
-settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="session")

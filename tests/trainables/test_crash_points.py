@@ -114,6 +114,7 @@ def test_pretraining_and_finetuning(corpus: Path, tmp_path: Path) -> None:
     assert_no_death_leaves_a_trace(case, tmp_path, num_pairs=4, writing=r"lease|DONE|checkpoint\.pt$|stages/\w+$")
 
 
+@pytest.mark.long
 def test_a_stage_that_decodes(corpus: Path, tmp_path: Path) -> None:
     brief = {"steps": 1, "batch_seconds": 3, "evaluate_every": 1, "report_every": 1}
     trial = small_trial(corpus, {"kind": "supervised", "train": brief}, language_model={})

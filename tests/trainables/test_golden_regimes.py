@@ -9,7 +9,6 @@ import pytest
 
 from tests.golden.regimes import FILE, REGIMES, train
 
-QUICK = "wav2vec_s"  # pre-training, and CTC beside it: the others share most of their code with these
 GOLDEN: dict[str, list[float]] = json.loads(FILE.read_text(encoding="utf-8"))
 
 
@@ -23,10 +22,8 @@ def test_there_is_a_golden_curve_for_each_regime() -> None:
     assert GOLDEN.keys() == REGIMES.keys()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", [name if name == QUICK else pytest.param(name, marks=pytest.mark.long) for name in REGIMES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("name", REGIMES)
 def test_a_regime_learns_on_real_speech_as_it_did(storage: Path, name: str) -> None:
     """Other processors round otherwise, and a hundred updates amplify it: the end is compared, not every point."""
     curve, golden = train(REGIMES[name], storage), GOLDEN[name]

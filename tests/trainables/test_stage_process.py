@@ -242,7 +242,7 @@ def leave() -> Order:
     return "leave"
 
 
-@pytest.mark.parametrize("how", ["order", "signal"])
+@pytest.mark.parametrize("how", ["order", pytest.param("signal", marks=pytest.mark.long)])
 def test_a_stage_that_has_to_leave_loses_no_step(how: str, small_corpus: Path, tmp_path: Path) -> None:
     """It writes its checkpoint at once, whatever the settings say, and elsewhere goes on from there."""
     stage, reports = supervised(small_corpus, 60, checkpoint_seconds=1000.0), list[Report]()

@@ -184,6 +184,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(small_corpus: Path, tmp_
     assert_close(gradient_of(supervised(small_corpus, accumulation=parts), store), whole, 2e-5)
 
 
+@pytest.mark.long
 def test_training_in_parts_ends_with_the_weights_of_training_on_whole_batches(
     small_corpus: Path, tmp_path: Path
 ) -> None:

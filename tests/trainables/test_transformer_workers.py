@@ -17,6 +17,8 @@ from trainables.stage import Stage
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
 
+pytestmark = pytest.mark.long
+
 # No dropout, and statistics over each utterance: then nothing depends on which utterances share a worker.
 MODEL: dict[str, Any] = {
     "preset": "sew_d_tiny",

@@ -353,8 +353,9 @@ def test_studies_know_of_each_other_until_they_leave_or_fall_silent(
     assert high.allotment(wanted[:3], nodes) == {ONE_CPU: 3}
     assert low.allotment(wanted, nodes) == {ONE_CPU: 1}
     high.leave()
+    assert high.allotment(wanted[:3], nodes) is None
     assert low.allotment(wanted, nodes) is None
-    assert high.allotment(wanted[:1], nodes) == {ONE_CPU: 1}
+    assert FairShare("other", 1).allotment(wanted[:1], nodes) == {ONE_CPU: 1}
     assert low.allotment(wanted, nodes) == {ONE_CPU: 3}
     monkeypatch.setattr(fair_share, "SILENT_SECONDS", 0.0)
     assert eventually(lambda: low.allotment(wanted, nodes) is None)
