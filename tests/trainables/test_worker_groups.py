@@ -347,6 +347,7 @@ def test_two_studies_share_the_cluster_and_what_gives_way_goes_on_later(
 def test_studies_know_of_each_other_until_they_leave_or_fall_silent(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fair_share, "_PREFIX", "study-demand-of-this-test:")
     nodes, wanted = [Node(4, 0)], [ONE_CPU] * 4
     low, high = FairShare("low", 0), FairShare("high", 1)
     assert low.allotment(wanted, nodes) is None
