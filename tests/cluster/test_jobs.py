@@ -54,7 +54,7 @@ def submit(head: Head, name: str, sweep: Path) -> subprocess.Popen[str]:
     return head.start("ray", *words, "--", *STUDY)
 
 
-def status(head: Head, name: str) -> str:
+def status_of(head: Head, name: str) -> str:
     return head.run("ray", "job", "status", name)[1]
 
 
@@ -120,7 +120,7 @@ def test_a_job_runs_a_study_to_its_end(head: Head, corpus: Path, tmp_path: Path)
     job = submit(head, "whole", write(tmp_path / "sweep", "small", storage, {"only": supervised(corpus, 2)}))
     output = output_of(job)
     assert job.returncode == 0, output
-    assert "succeeded" in status(head, "whole")
+    assert "succeeded" in status_of(head, "whole")
     assert "only-000" in output
     assert Ledger.in_folder(storage).is_over("small")
 
@@ -131,7 +131,7 @@ def test_a_relative_storage_is_refused(head: Head, corpus: Path, tmp_path: Path)
     output = output_of(job)
     assert job.returncode == 1
     assert "storage: must be absolute in a Ray job" in output
-    assert "failed with exit code 2" in status(head, "relative")
+    assert "failed with exit code 2" in status_of(head, "relative")
 
 
 # ---- a study in three jobs -------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def command_lines() -> set[bytes]:
 def test_a_job_tells_how_it_ended(place: Place, three: Three) -> None:
     """`ray job submit` itself fails with the job, and not when somebody stops it."""
     assert three.codes == (0, 1, 0), three.outputs
-    statuses = [status(place.head, name) for name in three.names]
+    statuses = [status_of(place.head, name) for name in three.names]
     for status, expected in zip(statuses, ("was stopped", "failed", "succeeded"), strict=True):
         assert expected in status
 
@@ -294,6 +294,6 @@ def test_a_job_whose_trials_fail_has_failed_and_says_which(place: Place, corpus:
     assert job.returncode == 1
     assert "diverges-000" in output
     assert "training diverged at step" in output
-    assert "failed with exit code 3" in status(place.head, "failing")
+    assert "failed with exit code 3" in status_of(place.head, "failing")
     events = [word["event"] for word in place.webhook.heard if word["study"] == "failing"]
     assert events == ["failure", "finished"]
