@@ -334,6 +334,7 @@ def test_keeping_the_last_weights_trains_alike_and_stores_and_tests_others(small
     assert not {name for name in end.metrics if name.startswith("kept")}
 
 
+@pytest.mark.long
 def test_an_interruption_at_any_report_leaves_the_kept_weights_as_they_would_be(
     small_corpus: Path, tmp_path: Path
 ) -> None:

@@ -151,6 +151,7 @@ def test_groups_grow_with_demand_and_not_beyond_what_the_cluster_holds(make_grou
     assert len({one.server for one in groups.started()}) == 2, "the third went to a warm group"
 
 
+@pytest.mark.long
 def test_groups_of_two_sizes_run_side_by_side_but_no_more_than_the_study_allows(
     make_groups: Callable[..., Groups],
 ) -> None:
@@ -363,6 +364,7 @@ def test_studies_know_of_each_other_until_they_leave_or_fall_silent(
     low.leave()
 
 
+@pytest.mark.long
 def test_a_paused_study_holds_nothing_and_goes_on_without_losing_a_step(
     make_groups: Callable[..., Groups], small_corpus: Path, tmp_path: Path
 ) -> None:
