@@ -290,6 +290,7 @@ def test_a_bad_sweep_is_refused_before_anything_starts(corpus: Path, tmp_path: P
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.long
 def test_a_cluster_that_is_too_small_is_refused(corpus: Path, tmp_path: Path) -> None:
     sweep = write_sweep(tmp_path / "sweep.yaml", two_arms(corpus, 4))
     code, output = run(sweep, "resources.workers=1000")

@@ -186,6 +186,7 @@ def test_two_groups_share_a_gpu_and_a_third_waits_and_what_they_hold_is_accounte
     assert [groups.follow(stage)[0] for stage in waiting] == [FINISHED] * 3
 
 
+@pytest.mark.long
 def test_groups_that_are_idle_make_room_for_another_size_at_once(make_groups: Callable[..., Groups]) -> None:
     """They would stay for an hour otherwise. Two sizes that exclude each other are both served."""
     groups = make_groups(idle_seconds=3600.0)
