@@ -24,12 +24,8 @@ from tests.conftest import bl_just, pretrain_finetune, small_trial, spanish_rows
 pytestmark = pytest.mark.slow
 
 TIMEOUT_SECONDS = 300
-TIMES = (
-    "accelerator_seconds",
-    "elapsed_seconds",
-    "real_time_factor",
-    "inference_seconds",
-)  # they differ from run to run
+# Metrics that differ from run to run.
+TIMES = ("accelerator_seconds", "elapsed_seconds", "real_time_factor", "inference_seconds")
 
 
 def write_sweep(path: Path, arms: dict[str, Any], **changes: Any) -> Path:

@@ -1,4 +1,4 @@
-"""The loop on real speech: resume, sharing, divergence, several workers, learning."""
+"""The loop on real speech: sharing, divergence, learning. Resume and several workers are in test_training.py."""
 
 from __future__ import annotations
 
@@ -12,18 +12,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.conftest import SMALL_MODEL, bl_just, pretrain_finetune, small_trial
+from tests.conftest import SMALL_MODEL, pretrain_finetune, small_trial
 from trainables.device import hardware_name
 from trainables.loop import DivergedError, StageBusyError, run_stage
 from trainables.stage import Report, Stage
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
-
-REGIMES = {"pretrain_finetune": pretrain_finetune, "bl_just": bl_just}
-
-
-class InterruptedTrainingError(Exception):
-    """Stands for the end of the process; what a killed process leaves is in its last checkpoint."""
 
 
 def stages(corpus: Path, regime: dict[str, Any]) -> list[Stage]:
@@ -32,15 +26,9 @@ def stages(corpus: Path, regime: dict[str, Any]) -> list[Stage]:
     return [stage.with_(checkpoint_seconds=1e-9) for stage in stages_of(trial)]
 
 
-def run(stage: Stage, store: StageStore, interrupt_at: int | None = None) -> list[Report]:
+def run(stage: Stage, store: StageStore) -> list[Report]:
     reports: list[Report] = []
-
-    def report(new: Report) -> None:
-        reports.append(new)
-        if new.step == interrupt_at:
-            raise InterruptedTrainingError
-
-    run_stage(stage, store, report)
+    run_stage(stage, store, reports.append)
     return reports
 
 

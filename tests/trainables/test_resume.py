@@ -10,7 +10,7 @@ import torch
 
 from tests.conftest import SMALL_MODEL, bl_just, pretrain_finetune, small_trial, spanish_rows, write_corpus
 from tests.trainables.builders import characters_of, corpus_of
-from tests.trainables.test_loop import InterruptedTrainingError, run, weights, without_times
+from tests.trainables.test_loop import run, weights, without_times
 from trainables.data.batches import Stream
 from trainables.data.seeds import fold
 from trainables.loop import DivergedError, build_model, run_stage
@@ -30,6 +30,10 @@ def stages(corpus: Path, regime: dict[str, Any], **model: Any) -> list[Stage]:
 def supervised(corpus: Path, steps: int = 4, **settings: Any) -> Stage:
     train = {"steps": steps, "batch_seconds": 6, "report_every": 1, "evaluate_every": 100, **settings}
     return stages(corpus, {"kind": "supervised", "train": train})[0]
+
+
+class InterruptedTrainingError(Exception):
+    """Stands for the end of the process; what a killed process leaves is in its last checkpoint."""
 
 
 def interrupted(stage: Stage, store: StageStore, at: int) -> list[Report]:
