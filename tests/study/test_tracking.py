@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 from study.ledger import Ledger
 from study.tracking import BATCH, Conclusion, Mirror, MirrorProcess, RunResults, mirror_problems, tracking_uri
 from tests.conftest import pretrain_finetune, small_trial
+from tests.processes import eventually, is_alive
 from trainables.stage import Report
 from trainables.trial import TrialConfig, stages_of
 
@@ -280,10 +281,7 @@ def test_when_the_study_is_killed_the_mirror_says_so_and_ends(
     mirror = int(process.stdout.readline())
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 60
-    while Path(f"/proc/{mirror}/cmdline").is_file() and Path(f"/proc/{mirror}/cmdline").read_bytes():
-        assert time.monotonic() < deadline, "the mirror goes on"
-        time.sleep(0.1)
+    assert eventually(lambda: not is_alive(mirror))
     check_content(server.uri, study)
     statuses = {key: run.info.status for key, run in runs(server.uri, study).items()}
     assert statuses == {"study": "FINISHED", "arm-000": "FINISHED", "arm-001": "KILLED"}

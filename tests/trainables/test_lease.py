@@ -9,25 +9,14 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.processes import eventually
 from trainables.lease import Lease, LeaseLostError
 from trainables.store import write_atomically
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    """True as soon as the condition holds; False after a time that only a broken program needs."""
-    deadline = time.monotonic() + 60
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
 
 # Identity
 

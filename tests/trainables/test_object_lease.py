@@ -17,7 +17,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from tests.buckets import BUCKET, BucketServer, bucket_server
-from tests.trainables.test_lease import eventually
+from tests.processes import eventually
 from trainables.lease import LeaseLostError
 from trainables.object_lease import ObjectLease, _host
 from trainables.object_storage import ObjectStorage

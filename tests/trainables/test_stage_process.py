@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from tests.conftest import bl_just
+from tests.processes import eventually, is_alive, parent
 from tests.security.listeners import LOOPBACK, listening, with_descendants
 from tests.trainables.misbehaving import LEAKED_BYTES, Behaviour, misbehaving, started
-from tests.trainables.test_lease import eventually
 from tests.trainables.test_loop import run, stages, weights, without_times
 from tests.trainables.test_resume import supervised
 from trainables.checkpoint import load_checkpoint
@@ -65,20 +65,8 @@ def run_one(processes: StageProcesses, stage: Stage, order: Callable[[], Order] 
     return reports
 
 
-def is_alive(pid: int) -> bool:
-    """Zombies are not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
 def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import spanish_rows, write_corpus
 from tests.crash_points import contents
+from tests.processes import eventually
 from tests.trainables.corpora.layouts import recordings, write_audio
 from tests.trainables.test_crash_points import stored
-from tests.trainables.test_lease import FOREIGN, eventually
+from tests.trainables.test_lease import FOREIGN
 from tests.trainables.test_loop import run
 from tests.trainables.test_resume import interrupted, supervised
 from tests.trainables.test_stage import FINETUNE

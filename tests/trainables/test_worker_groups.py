@@ -20,10 +20,10 @@ from cluster import fair_share
 from cluster.connect import connect
 from cluster.fair_share import FairShare
 from cluster.nodes import GroupSize, Node
+from tests.processes import eventually, is_alive, parent
 from tests.trainables.misbehaving import Behaviour, Started, misbehaving, started
 from tests.trainables.test_loop import run, without_times
 from tests.trainables.test_resume import supervised
-from tests.trainables.test_stage_process import is_alive, parent
 from trainables.ray_train import GroupSettings, GroupsState, News, start_worker_groups
 from trainables.stage import Report, Stage
 from trainables.stage_process import Outcome
@@ -38,16 +38,6 @@ TWO_NODES = GroupSize(2, 2, 0)  # no node holds two such workers
 HALF_GPU = GroupSize(1, 1, 0.5)
 
 FINISHED, STOPPED = Outcome("finished"), Outcome("stopped")
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
-    """True as soon as the condition holds; False after a time that only a broken program needs."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
 
+from tests.processes import eventually
 from tests.trainables.corpora.layouts import Recording, recordings, write_table
 from trainables.data.audio import waveform
 from trainables.data.config import SAMPLE_RATE_HZ, FolderConfig
@@ -619,10 +620,7 @@ def killed(alone: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     output = tmp_path_factory.mktemp("killed")
     process = driver(alone[0], output, "killed")
     assert finish(process) == [-signal.SIGKILL]
-    patience = time.monotonic() + 5
-    while session_is_alive(process.pid) and time.monotonic() < patience:
-        time.sleep(0.02)
-    ended = not session_is_alive(process.pid)
+    ended = eventually(lambda: not session_is_alive(process.pid))
     if not ended:
         os.killpg(process.pid, signal.SIGKILL)
     return Killed(output, ended)
