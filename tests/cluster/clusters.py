@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from tests.cluster.fake_nodes import NODE_TYPE_VARIABLE, FakeNodes
 from tests.security.listeners import with_descendants
 
 STARTS_SECONDS = 120
@@ -28,6 +29,8 @@ COMMAND_SECONDS = 120
 BIN = Path(sys.executable).parent  # of `ray` and of the `python` that jobs name
 
 
+ROOT = Path(__file__).parents[2]
+HEAD_TYPE = "ray.head.default"
 HEAD_ID = f"{0:05}".rjust(56, "f")  # that Ray gives the head of fake nodes
 WATCH = """
 import json, sys, time
@@ -130,11 +133,18 @@ class AutoscalingHead(Head):
 
     IDLE_MINUTES = 0.1
 
-    def __init__(self, node_types: Mapping[str, tuple[Mapping[str, float], int]], **environment: str) -> None:
-        """`node_types`: name -> (resources, most nodes of it)."""
+    def __init__(self, node_types: Mapping[str, tuple[Mapping[str, float], int]], *, version: int = 1) -> None:
+        """`node_types`: name -> (resources, most nodes of it). `version` of Ray's autoscaler."""
         self._node_types = node_types
-        fake = {"RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-        super().__init__("--num-cpus", "0", "--num-gpus", "0", "--include-dashboard", "false", **fake, **environment)
+        environment = {
+            "RAY_FAKE_CLUSTER": "1",
+            "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+            "PYTHONPATH": str(ROOT),  # where the autoscaler finds the fake nodes
+        }
+        if version == 2:  # the last two as Ray's launcher of clusters gives them to a head
+            environment |= {"RAY_enable_autoscaler_v2": "1", "RAY_CLOUD_INSTANCE_ID": HEAD_ID}
+            environment[NODE_TYPE_VARIABLE] = HEAD_TYPE
+        super().__init__("--num-cpus", "0", "--num-gpus", "0", "--include-dashboard", "false", **environment)
 
     def more_arguments(self) -> Sequence[str]:
         path = self.folder / "ray_bootstrap_config.yaml"
@@ -142,7 +152,7 @@ class AutoscalingHead(Head):
         return "--autoscaling-config", str(path)
 
     def _settings(self) -> dict[str, Any]:
-        head = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
+        head = {HEAD_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
         types = {
             name: {"resources": {**resources, "object_store_memory": 10**8}, "node_config": {}, "max_workers": most}
             for name, (resources, most) in self._node_types.items()
@@ -155,14 +165,15 @@ class AutoscalingHead(Head):
             "idle_timeout_minutes": self.IDLE_MINUTES,
             "upscaling_speed": 1.0,
             "provider": {
-                "type": "fake_multinode",
+                "type": "external",
+                "module": f"{FakeNodes.__module__}.{FakeNodes.__name__}",
                 "use_node_id_as_ip": True,
                 "disable_node_updaters": True,
                 "disable_launch_config_check": True,
                 "gcs_address": self.address,
                 "head_node_id": HEAD_ID,
             },
-            "head_node_type": "ray.head.default",
+            "head_node_type": HEAD_TYPE,
             "available_node_types": head | types,
             "file_mounts_sync_continuously": False,
             **{name: {} for name in ("auth", "docker", "file_mounts")},

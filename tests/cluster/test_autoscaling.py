@@ -24,9 +24,10 @@ TIMEOUT_SECONDS = 300
 NODE_TYPES = {"cpu": ({"CPU": 2}, 2), "gpu": ({"CPU": 2, "GPU": 1}, 1)}  # either one holds a stage that asks for 2 CPUs
 
 
-@pytest.fixture(scope="module")
-def head() -> Iterator[AutoscalingHead]:
-    head = AutoscalingHead(NODE_TYPES)
+@pytest.fixture(scope="module", params=[1, 2], ids="version {}".format)
+def head(request: pytest.FixtureRequest) -> Iterator[AutoscalingHead]:
+    """One of each version of Ray's autoscaler: that of a cluster of machines, and that of KubeRay."""
+    head = AutoscalingHead(NODE_TYPES, version=request.param)
     try:
         head.wait_for(sys.executable, "-c", "import ray; ray.init('auto')")
         yield head
