@@ -94,6 +94,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     compare.add_argument("a", metavar="A", help="name of a study")
     compare.add_argument("b", metavar="B", help="name of another study in the same storage")
     compare.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
+    compare.add_argument("--folder", type=Path, help="where to write (default: reports/A-vs-B in the storage folder)")
     compare.add_argument("--json", action="store_true", help="print JSON, for programs")
     compare.set_defaults(command=_compare)
 
@@ -104,7 +105,7 @@ def _compare(options: argparse.Namespace) -> int:
     storage = options.storage.absolute()
     ledger = Ledger.existing(storage)
     found = compare(ledger, storage, options.a, options.b)
-    path = write_comparison(ledger, storage, found)
+    path = write_comparison(ledger, storage, found, options.folder)
     if options.json:
         print(json.dumps({"report": str(path), **comparison_as_dict(found)}, indent=2, ensure_ascii=False))
         return 0
@@ -315,15 +316,15 @@ def comparison_as_dict(found: StudyComparison) -> dict[str, Any]:
     }
 
 
-def write_comparison(ledger: Ledger, storage: Path, found: StudyComparison) -> Path:
-    """Write `reports/A-vs-B/report.html` with its figure of both studies' curves; returns the HTML file."""
+def write_comparison(ledger: Ledger, storage: Path, found: StudyComparison, folder: Path | None = None) -> Path:
+    """Write `report.html` (by default in `reports/A-vs-B`), with a figure of the curves of both; returns the file."""
     from study.figure_files import save
     from study.figures import Curves, curves_figure
     from study.report import report_folder
 
     a, b = found.studies
     title = f"{a} and {b}"
-    folder = report_folder(storage, f"{a}-vs-{b}")
+    folder = folder or report_folder(storage, f"{a}-vs-{b}")
     folder.mkdir(parents=True, exist_ok=True)
     curves = [
         Curves(f"{study}: {arm.arm}", study, arm.trials, [], devices)

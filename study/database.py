@@ -7,7 +7,9 @@ import logging
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -141,7 +143,15 @@ def _engine(url: str) -> sa.Engine:
 
 
 def database_name(url: sa.URL) -> str:
-    return str(url.database) if url.get_backend_name() == "sqlite" else without_passwords(str(url))
+    if url.get_backend_name() != "sqlite":
+        return without_passwords(str(url))
+    name = str(url.database)
+    return unquote(name.removeprefix("file:")) if "uri" in url.query else name
+
+
+def read_only_url(path: Path) -> str:
+    """Of an SQLite file that nobody writes, in a folder that this user may not write: SQLite then makes no files."""
+    return f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true"
 
 
 def _sentence(error: Exception) -> str:

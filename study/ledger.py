@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 
-from study.database import JSON, Database, LedgerError, database_name, one_at_a_time
+from study.database import JSON, Database, LedgerError, database_name, one_at_a_time, read_only_url
 from study.spec import StudySpec
 from trainables.stage import InferenceTime, Report, Stage
 
@@ -252,13 +252,20 @@ class Ledger:
 
     @classmethod
     def existing(cls, storage: Path) -> Ledger:
-        """The ledger of $STUDY_LEDGER, else of studies that have run in the storage folder, which must be there."""
-        if not os.environ.get("STUDY_LEDGER") and not (storage / "ledger.db").exists():
+        """The ledger of $STUDY_LEDGER, else of studies that have run in the storage folder, which must be there.
+
+        Those who may not write the folder can read it.
+        """
+        path = storage / "ledger.db"
+        if os.environ.get("STUDY_LEDGER"):
+            return cls.of(storage)
+        if not path.exists():
             raise LedgerError(
-                f"{storage / 'ledger.db'}: no such file; --storage is the folder of studies that have run, and "
+                f"{path}: no such file; --storage is the folder of studies that have run, and "
                 "$STUDY_LEDGER the URL of a ledger elsewhere"
             )
-        return cls.of(storage)
+        at_rest = not path.with_name("ledger.db-wal").exists()  # no process has it open
+        return cls(read_only_url(path)) if at_rest and not os.access(storage, os.W_OK) else cls.in_folder(storage)
 
     def close(self) -> None:
         self._database.engine.dispose()

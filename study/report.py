@@ -61,14 +61,17 @@ from study.terminal import duration, percent, point_text
 Svgs = Mapping[str, str]  # name of a figure -> SVG element
 
 
-def write_report(spec: StudySpec, ledger: Ledger, importance: Importance | None = None) -> Path:
+def write_report(
+    spec: StudySpec, ledger: Ledger, importance: Importance | None = None, folder: Path | None = None
+) -> Path:
     """Write `report.html`, and beside it each of its figures as SVG, PNG, PDF and CSV; returns the HTML file.
 
+    `folder` is where to write; by default the study's own in the storage folder.
     The figures are `convergence` and `timeline`; where an arm has several seeds `survival`, several stages `costs`;
     with several objectives `pareto`; where arms were searched `slices`, by a grid of two numbers `grids`; and where the
     study has them `scaling`, `inference`, `similarity` and `radar`.
     """
-    folder = report_folder(spec.storage, spec.study)
+    folder = folder or report_folder(spec.storage, spec.study)
     folder.mkdir(parents=True, exist_ok=True)
     found = answer(spec, ledger)
     svgs = {name: save(drawn, folder / name) for name, drawn in _figures(spec, ledger, found)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import signal
 import sys
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from study.tracking import Conclusion
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
+CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 VERBS = (
     "run",
     "plan",
@@ -82,6 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LedgerError as error:
         print(error, file=sys.stderr)
         return BAD_SWEEP
+    except OSError as error:
+        if error.errno not in CANNOT_WRITE:
+            raise
+        fix = "the folder must have room, and this user must have the right to write it"
+        print(f"{error.filename}: {error.strerror}; {fix}", file=sys.stderr)
+        return BAD_SWEEP
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -107,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = verbs.add_parser("report", help="write the report of a study again")
     report.add_argument("study", help="name of the study")
+    report.add_argument("--folder", type=Path, help="where to write (default: reports/STUDY in the storage folder)")
     report.set_defaults(command=_report)
     journal = verbs.add_parser("optuna", help="write the search of a study as a file that optuna-dashboard opens")
     journal.add_argument("study", help="name of the study")
@@ -332,7 +341,7 @@ def _report(options: argparse.Namespace) -> int:
     ledger = _ledger(options.storage)
     spec = ledger.spec(options.study, options.storage.absolute())
     shares = importance(spec, ledger)
-    page = write_report(spec, ledger, shares)
+    page = write_report(spec, ledger, shares, options.folder)
     if options.json:
         found = answer(spec, ledger)
         whole = {

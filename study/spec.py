@@ -466,8 +466,10 @@ def _read_spec(path: Path, overrides: Iterable[str], *, absent_is_fine: bool) ->
     except (RuntimeError, ValueError, OSError) as error:
         found.append((("storage",), str(error)))
     if spec and inside_ray_job() and not storage.is_absolute():
-        message = f"must be absolute in a Ray job, whose working directory is a copy that goes away, got {storage}"
-        found.append((("storage",), message))
+        rule = (
+            "must be absolute in a Ray job, whose working directory is a copy that goes away, such as /shared/results"
+        )
+        found.append((("storage",), f"{rule}; got {storage}"))
     if found or not spec:
         raise SettingsError(list(dict.fromkeys(file.error(location, message) for location, message in found)))
     return spec.with_(storage=storage.absolute())

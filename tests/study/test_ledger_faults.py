@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import sqlite3
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 from study.ledger import SCHEMA_VERSION, Ledger, LedgerError
+from study.run import main
 from study.search import Search
 from study.spec import StopSpec, StudySpec
 from study.stopping import budget_is_spent
@@ -22,6 +24,7 @@ from tests.study.builders import add_trial, dev_curve, open_study, report, run_t
 from tests.study.conftest import Call
 
 Jump = Callable[[float], None]
+NEEDS = "the folder must have room, and this user must have the right to write it"
 
 
 @pytest.fixture
@@ -97,6 +100,28 @@ def test_a_disk_that_may_not_be_written_is_said(disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     with closing(open_study(spec)) as again:
         assert [t.trial for t in again.trials(spec.study)] == [name]
+
+
+def test_those_who_may_only_read_see_the_study(disk: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = disk / "50% of it"  # of which a URL would make something else
+    spec = spec_of(storage)
+    with closing(open_study(spec)) as ledger:
+        run_trial(ledger, spec, "slow", curve={1: 0.5})
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        return main([*words, "--storage", str(storage)]), *capsys.readouterr()
+
+    code, shown, _ = run("status", "--json")
+    assert (code, [study["finished"] for study in json.loads(shown)]) == (0, [1])
+    code, _, errors = run("report", spec.study)
+    assert (code, errors) == (2, f"{storage}/reports: Read-only file system; {NEEDS}\n")
+    code, shown, _ = run("report", spec.study, "--folder", str(tmp_path / "mine"))
+    assert (code, Path(shown.strip())) == (0, tmp_path / "mine" / "report.html")
+    code, _, errors = run("stop", spec.study)
+    assert code == 2
+    assert errors.startswith(f"{storage}/ledger.db: it may not be written; give this user the right")
+    assert [path.name for path in storage.iterdir()] == ["ledger.db"]
 
 
 def test_a_file_that_may_not_be_written_is_said(tmp_path: Path) -> None:
