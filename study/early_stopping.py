@@ -40,9 +40,14 @@ class AshaConfig(Config):
         1 / 6,
         gt=0,
         lt=1,
-        description="share of a trial's labelled training at which trials are first compared; every further rung is "
-        "reduction_factor times as far. While recognisers emit only blanks they cannot be ranked, so short trainings "
-        "need a later first rung",
+        description="share of a trial's labelled training at which trials are first compared. While recognisers emit "
+        "only blanks they cannot be ranked, so short trainings need a later first rung",
+    )
+    rung_spacing: float | None = Field(
+        None,
+        gt=1,
+        description="each further rung is so many times as far (default: reduction_factor, as in the paper). Closer "
+        "rungs stop more trials; with several objectives they stop the ends of the front, too",
     )
     across_arms: bool = Field(False, description="compare trials of all arms with one another, not each arm by itself")
 
@@ -136,7 +141,7 @@ def _rung_shares(config: AshaConfig) -> list[float]:
     shares, share = [], config.first_rung
     while share < 1 - SHARE_TOLERANCE:
         shares.append(share)
-        share *= config.reduction_factor
+        share *= config.rung_spacing or config.reduction_factor
     return shares
 
 

@@ -273,7 +273,12 @@ def _alone(spec: StudySpec) -> Iterator[None]:
         time.sleep(1.0)  # a holder that died on another machine is known by its silence
     with lease.hold() as held:
         if held is None:
-            raise SettingsError([f"study {spec.study!r} is being run by another process; see {lease.path}"])
+            raise SettingsError(
+                [
+                    f"study {spec.study!r} is being run by another process, which holds {lease.path}; wait until it "
+                    "ends, or end it with `study stop`"
+                ]
+            )
         yield
 
 
