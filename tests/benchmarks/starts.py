@@ -9,8 +9,9 @@ ledger, and the MLflow mirror beside it. Counted is the time from the end of the
 the end of the last, for each trial. "Next stage" is the time from handing a stage to the processes of a warm group
 until the stage's code runs. The stock way is a Ray Train run with one worker inside each Tune trial.
 
-`bookkeeping`: our trials relay one report and their end, without a stage; Tune's report the same number of times. Tune
-reuses its processes when both come up in time, and else starts one after another; it has five minutes.
+`bookkeeping`: our trials relay one report and their end, without a stage; Tune's report the same number of times. Bare
+Tune runs twice, for five minutes at most: as it is, with a new process for each trial, and with `reuse_actors`. Then it
+reuses its processes when both come up in time, and else starts one after another.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +138,16 @@ def seconds_of_our_books(storage: Path, trials: int, concurrent: int) -> float:
     return (time.monotonic() - started) / trials
 
 
-def seconds_of_bare_tune(storage: Path, trials: int, concurrent: int) -> tuple[float, int]:
-    """For each trial, and how many ended in the time that there is."""
+@dataclass(frozen=True)
+class BareTune:
+    seconds: float  # for each trial
+    trials: int  # that ended in the time that there is
+
+    def shown(self, ours: float) -> str:
+        return f"{1e3 * self.seconds:.0f} ms ({self.trials} trials), ratio {ours / self.seconds:.2f}"
+
+
+def bare_tune(storage: Path, trials: int, concurrent: int, *, reuse_actors: bool) -> BareTune:
 
     def trial(config: dict[str, Any]) -> None:
         ray.tune.report({"dev_cer": 0.5})
@@ -148,21 +158,25 @@ def seconds_of_bare_tune(storage: Path, trials: int, concurrent: int) -> tuple[f
         ray.tune.with_resources(trial, ray.tune.PlacementGroupFactory([HEAD_SLIVER])),
         param_space={"learning_rate": ray.tune.loguniform(1e-4, 1e-2)},
         tune_config=ray.tune.TuneConfig(
-            num_samples=trials, max_concurrent_trials=concurrent, reuse_actors=True, time_budget_s=BARE_SECONDS
+            num_samples=trials,
+            max_concurrent_trials=concurrent,
+            reuse_actors=reuse_actors,
+            time_budget_s=BARE_SECONDS,
         ),
         run_config=ray.tune.RunConfig(storage_path=str(storage), verbose=0),
     ).fit()
     ended = sum(result.metrics is not None and result.metrics.get("training_iteration") == 2 for result in found)
-    return (time.monotonic() - started) / ended, ended
+    return BareTune((time.monotonic() - started) / ended, ended)
 
 
 def bookkeeping(options: argparse.Namespace, folder: Path) -> None:
     trials, concurrent = options.trials or 1_000, 2
     with connect():
-        bare, ended = seconds_of_bare_tune(folder / "bare", trials, concurrent)  # first: ours leaves Tune settings
+        bare = bare_tune(folder / "bare", trials, concurrent, reuse_actors=False)  # first: ours leaves Tune settings
+        reusing = bare_tune(folder / "reusing", trials, concurrent, reuse_actors=True)
         ours = seconds_of_our_books(folder / "ours", trials, concurrent)
     print(f"trials that do nothing, {concurrent} at a time: ours {1e3 * ours:.0f} ms ({trials} trials), ", end="")
-    print(f"bare Ray Tune {1e3 * bare:.0f} ms ({ended} trials), ratio {ours / bare:.2f}")
+    print(f"bare Ray Tune {bare.shown(ours)}, with reuse_actors {reusing.shown(ours)}")
 
 
 def ledger_growth(options: argparse.Namespace, folder: Path) -> None:

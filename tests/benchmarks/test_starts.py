@@ -22,5 +22,6 @@ def test_bookkeeping_is_compared_with_bare_tune() -> None:
     """In a process of its own: Ray keeps the token of the first cluster that a process was in."""
     command = [sys.executable, "-m", "tests.benchmarks.starts", "bookkeeping", "--trials", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = r"ours \d+ ms \(2 trials\), bare Ray Tune \d+ ms \(2 trials\), ratio \d+\.\d\d"
+    bare = r"\d+ ms \(2 trials\), ratio \d+\.\d\d"
+    found = rf"ours \d+ ms \(2 trials\), bare Ray Tune {bare}, with reuse_actors {bare}"
     assert re.search(found, done.stdout)
