@@ -198,6 +198,8 @@ class WorkerGroups:
         if request is None or request.outcome is not None:
             request = self._requests[fingerprint] = _Request(stage, size, set())
             self._waiting.append(request)
+            if self._allotted is not None:  # of what it did not want before, the study could hold nothing
+                self._look_at_share()
         request.followers.add(trial)
         self._start_groups()
         await self._notify()
@@ -207,6 +209,8 @@ class WorkerGroups:
         request = self._requests.get(fingerprint)
         if request is None or trial not in request.followers:
             return News([], Outcome("stopped"))
+        if self._nodes_are_old():
+            self._start_groups()
         await self._wait(lambda: len(request.reports) > seen or request.outcome is not None)
         if request.tried_again:  # which reports the same once more, so that `seen` holds
             return News(request.reports[seen:], None)
@@ -376,8 +380,11 @@ class WorkerGroups:
             return True
         return autoscales(self._nodes) and all(group.ready_at for group in self._groups.values())
 
+    def _nodes_are_old(self) -> bool:
+        return time.monotonic() - self._nodes_read_at > NODES_SECONDS
+
     def _look_at_nodes(self) -> None:
-        if time.monotonic() - self._nodes_read_at > NODES_SECONDS:
+        if self._nodes_are_old():
             free_reservations_of_the_dead()
             present = present_nodes()
             self._nodes, self._draining = possible_nodes(present), draining_nodes()

@@ -24,7 +24,7 @@ from tests.processes import eventually, is_alive, parent
 from tests.trainables.misbehaving import Behaviour, Started, misbehaving, started
 from tests.trainables.test_loop import run, without_times
 from tests.trainables.test_resume import supervised
-from trainables.ray_train import GroupSettings, GroupsState, News, start_worker_groups
+from trainables.ray_train import NODES_SECONDS, GroupSettings, GroupsState, News, start_worker_groups
 from trainables.stage import Report, Stage
 from trainables.stage_process import Outcome
 from trainables.store import StageStore
@@ -68,7 +68,9 @@ class Groups:
     def follow(self, stage: Stage, trial: str = "trial") -> tuple[Outcome, list[Report]]:
         """How the stage ends, and all its reports."""
         reports: list[Report] = []
+        deadline = time.monotonic() + 180
         while True:
+            assert time.monotonic() < deadline, f"the stage does not end: {self.state()}"
             news: News = ray.get(self.actor.follow.remote(stage.fingerprint(), trial, len(reports)), timeout=90)
             reports += news.reports
             if news.outcome:
@@ -334,6 +336,21 @@ def test_two_studies_share_the_cluster_and_what_gives_way_goes_on_later(
     assert eventually(lambda: first.state().accelerators_busy == 2), "what the other does not want is free again"
     first.let_go()
     assert [first.follow(stage)[0] for stage in mine] == [FINISHED] * 3
+
+
+def test_a_study_that_wants_nothing_for_a_moment_has_its_group_again(
+    make_groups: Callable[..., Groups], tmp_path: Path
+) -> None:
+    folders = tmp_path / "first", tmp_path / "second"
+    for folder in folders:
+        folder.mkdir()
+    first, second = (make_groups(storage=folder, study=folder.name) for folder in folders)
+    second.state()  # it tells of itself
+    assert first.run(misbehaving(Behaviour.REPORTS, 1)) == FINISHED
+    time.sleep(NODES_SECONDS + 0.1)
+    first.state()  # it looks at its share, which is nothing, for it wants nothing
+    assert first.run(misbehaving(Behaviour.REPORTS, 2)) == FINISHED
+    assert len({one.server for one in first.started()}) == 1, "the group that was there"
 
 
 def test_studies_know_of_each_other_until_they_leave_or_fall_silent(
