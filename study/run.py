@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if error.errno not in CANNOT_WRITE:
             raise
         fix = "the folder must have room, and this user must have the right to write it"
-        print(f"{error.filename}: {error.strerror}; {fix}", file=sys.stderr)
+        print(f"{error.filename or 'a file'}: {error.strerror}; {fix}", file=sys.stderr)
         return BAD_SWEEP
 
 
