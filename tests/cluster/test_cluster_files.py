@@ -1,7 +1,8 @@
 """The files for clouds are what Ray, Kubernetes, the clouds and the shell take, and nothing that they name is missing.
 
 Nothing here reaches a cloud. No package carries a schema of KubeRay's objects: Ray's own reader takes the cluster, and
-both have no fields but those listed here.
+both have no fields but those listed here. KubeRay's own schemas are asked, too, where KUBERAY_CRDS names the folder of
+its definitions, see docs/cluster.md.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -133,19 +135,30 @@ def instance_schema() -> Manifest:
 
     path = Path(googleapiclient.__file__).parent / "discovery_cache" / "documents" / "compute.v1.json"
     schemas = json.loads(path.read_text())["schemas"]
-    return {"$ref": "#/schemas/Instance", "schemas": {name: strict(schema) for name, schema in schemas.items()}}
+    return {"$ref": "#/schemas/Instance", "schemas": {name: strict(named(schema)) for name, schema in schemas.items()}}
+
+
+def named(schema: Any) -> Any:
+    """A schema of Google's as a part of a JSON schema, whose references are paths."""
+    if isinstance(schema, list):
+        return [named(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {key: named(value) for key, value in schema.items() if key not in ("id", "format", "required")}
+    if "$ref" in changed:
+        changed["$ref"] = f"#/schemas/{changed['$ref']}"
+    return changed
 
 
 def strict(schema: Any) -> Any:
+    """The schema, and no fields but those it tells of (where it does not say that unknown ones stay)."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    changed = {key: strict(value) for key, value in schema.items() if key not in ("id", "format", "required")}
-    if "$ref" in changed:
-        changed["$ref"] = f"#/schemas/{changed['$ref']}"
-    if "properties" in changed:
-        changed["additionalProperties"] = False
+    changed = {key: strict(value) for key, value in schema.items()}
+    if "properties" in changed and not changed.get("x-kubernetes-preserve-unknown-fields"):
+        changed.setdefault("additionalProperties", False)
     return changed
 
 
@@ -306,6 +319,32 @@ def test_the_ray_cluster_and_the_ray_job_have_fields_that_kuberay_reads() -> Non
     for group in cluster["spec"]["workerGroupSpecs"]:
         assert group["template"]["spec"]["nodeSelector"]
         assert any(toleration["key"] == "studies/spot" for toleration in group["template"]["spec"]["tolerations"])
+
+
+def kuberay_schema(crds: Path, kind: str, version: str) -> Manifest:
+    """The OpenAPI schema of a kind by KubeRay's own definition of it.
+
+    Its `metadata` is left open: Kubernetes itself, not the definition, says what stands there.
+    """
+    definition = yaml.safe_load((crds / f"ray.io_{kind.lower()}s.yaml").read_text())
+    (served,) = [each for each in definition["spec"]["versions"] if each["name"] == version]
+    schema: Manifest = strict(served["schema"]["openAPIV3Schema"])
+    schema["properties"]["metadata"] = {"type": "object"}
+    return schema
+
+
+@pytest.mark.parametrize("kind", ["RayCluster", "RayJob"])
+def test_kuberay_takes_its_objects_by_its_own_schema(kind: str) -> None:
+    if not (crds := os.environ.get("KUBERAY_CRDS")):
+        pytest.skip("KUBERAY_CRDS does not name a folder with KubeRay's definitions, see docs/cluster.md")
+    (found,) = of_kind(kind)
+    _, version = found["apiVersion"].split("/")
+    schema = kuberay_schema(Path(crds), kind, version)
+    jsonschema.validate(found, schema)
+    misspelt = copy.deepcopy(found)
+    misspelt["spec"]["enableInTreeAutoscalling"] = True
+    with pytest.raises(jsonschema.ValidationError, match="enableInTreeAutoscalling"):
+        jsonschema.validate(misspelt, schema)
 
 
 def test_ray_pods_share_one_folder_and_have_their_shared_memory() -> None:
