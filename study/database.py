@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sqlite3
@@ -124,6 +125,14 @@ def one_at_a_time(db: sa.Connection) -> None:
         db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
 
+def make_file(url: str) -> None:
+    """Make the file of an SQLite URL, if it is not there, with the rights of the umask: SQLite lets no group write."""
+    parts = sa.make_url(url) if url.startswith("sqlite:") else None
+    if parts and "uri" not in parts.query and parts.database not in (None, ":memory:"):
+        with contextlib.suppress(OSError):  # SQLite will say it in its own words
+            Path(str(parts.database)).open("xb").close()
+
+
 def _engine(url: str) -> sa.Engine:
     """Raises LedgerError for a URL that is none, or is of another kind of database."""
     try:
@@ -138,6 +147,7 @@ def _engine(url: str) -> sa.Engine:
     except ModuleNotFoundError as error:
         raise LedgerError(f"{database_name(parts)}: {error}; pip install 'asr-scaling-studies[postgresql]'") from error
     if kind == "sqlite":
+        make_file(url)
         sa.event.listen(engine, "connect", _configure_sqlite)
     return engine
 

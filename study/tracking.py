@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from study.database import make_file
 from study.ledger import MEASURED, CurvePoint, Ledger, Status, Trial
 from study.spec import without_passwords
 from trainables.lease import Lease, LeaseLostError
@@ -299,6 +300,7 @@ class MirrorProcess:
         self._order = {"ledger": ledger_url, "study": study, "storage": str(storage), "uri": uri}
         self.log = storage / "ray" / "mirror.log"
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        make_file(uri)
         self._start()
 
     def _start(self) -> None:

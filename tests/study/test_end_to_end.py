@@ -68,6 +68,7 @@ def start(sweep: Path | str, *words: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
+        umask=0o002,  # as those have it who work on a folder together
     )
 
 
@@ -144,6 +145,12 @@ def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     assert code == 0, output
     assert "WARNING" not in output
     return folder / "results"
+
+
+def test_a_group_may_go_on_with_what_one_of_it_began(uninterrupted: Path) -> None:
+    files = [path for path in uninterrupted.rglob("*") if path.exists()]
+    assert {"ledger.db", "mlflow.db"} < {path.name for path in files}
+    assert not [path for path in files if path.stat().st_mode & 0o060 != 0o060]
 
 
 def test_every_trial_and_stage_of_the_plan_is_there(uninterrupted: Path) -> None:

@@ -293,3 +293,14 @@ def test_a_search_is_built_again_in_the_same_order_when_the_clock_was_set_back(t
     again: Any = Search(spec, ledger)
     assert list(again._results) == proposed
     assert again._results == search._results
+
+
+def test_a_group_may_write_a_ledger_if_the_umask_says_so(tmp_path: Path) -> None:
+    before = os.umask(0o002)
+    try:
+        with closing(Ledger.in_folder(tmp_path)) as ledger:
+            assert not ledger.studies()
+            rights = {path.name: oct(path.stat().st_mode & 0o777) for path in tmp_path.iterdir()}
+    finally:
+        os.umask(before)
+    assert rights == dict.fromkeys(("ledger.db", "ledger.db-shm", "ledger.db-wal"), "0o664")
