@@ -314,12 +314,8 @@ def _conclude(console: Console, spec: StudySpec, ledger: Ledger, found: Answer) 
     from study.report import write_report
     from study.terminal import answer_lines, failures, front_table, ranking, rate_table
 
-    console.print(ranking(spec, ledger))
-    failed = failures(ledger.trials(spec.study))
-    if failed:
-        console.print(failed)
-    tables = [table for table in (rate_table(found), front_table(found)) if table]
-    console.print(*tables, answer_lines(spec, found), sep="\n")
+    tables = (ranking(spec, ledger), failures(ledger.trials(spec.study)), rate_table(found), front_table(found))
+    console.print(*[table for table in tables if table and table.row_count], answer_lines(spec, found), sep="\n")
     page = write_report(spec, ledger, importance(spec, ledger))
     console.print(f"report: {page}", soft_wrap=True, highlight=False)
     return conclusion(spec, ledger, found, page.parent)

@@ -85,8 +85,9 @@ def _status(options: argparse.Namespace) -> int:
     console = make_console()
     console.print(_table(rows))
     if options.study:
-        console.print(ranking(ledger.spec(options.study, options.storage.absolute()), ledger))
-        console.print(failures(ledger.trials(options.study)) or "")
+        spec = ledger.spec(options.study, options.storage.absolute())
+        tables = (ranking(spec, ledger), failures(ledger.trials(options.study)))
+        console.print(*[table for table in tables if table and table.row_count], sep="\n")
     return 0
 
 

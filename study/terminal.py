@@ -282,7 +282,7 @@ def rate_table(found: Answer) -> Table:
     shown = _main(shown_rates(arm.rates for arm in found.arms))
     for heading in ("arm", "seeds", "decoding", *map(metric_name, shown)):
         table.add_column(heading, no_wrap=True, justify="left" if heading in ("arm", "decoding") else "right")
-    for arm in found.arms:
+    for arm in (arm for arm in found.arms if arm.trials):
         for decoding, rates in by_decoding(arm.rates).items():
             first = (arm.arm, str(len(arm.trials))) if decoding == "greedy" else ("", "")
             table.add_row(*first, decoding, *(rate_text(rates.get(name)) for name in shown))

@@ -13,7 +13,17 @@ from study.answer import answer
 from study.ledger import Ledger
 from study.plan import make_plan
 from study.spec import StudySpec
-from study.terminal import Terminal, answer_lines, duration, failures, percent, plan_table, point_text, ranking
+from study.terminal import (
+    Terminal,
+    answer_lines,
+    duration,
+    failures,
+    percent,
+    plan_table,
+    point_text,
+    ranking,
+    rate_table,
+)
 from tests.study.builders import add_trial, crossing_at, open_study, report, run_trial, spec_of, supervised
 
 BRACKETS = "RuntimeError: [/data/x] has no [red] and [Errno 2]"
@@ -95,6 +105,14 @@ def test_the_ranking_is_best_first_and_of_finished_trials(tmp_path: Path, show: 
     assert shown.index("slow-001") < shown.index("slow-000") < shown.index("slow-003")
     assert "slow-002" not in shown
     assert "learning_rate=0.0011" in shown
+
+
+def test_arms_without_a_finished_trial_have_no_row(spec: StudySpec, ledger: Ledger) -> None:
+    add_trial(ledger, spec, "slow")
+    assert not ranking(spec, ledger).row_count
+    assert not rate_table(answer(spec, ledger)).row_count
+    run_trial(ledger, spec, "slow", 1, curve=crossing_at(20))
+    assert rate_table(answer(spec, ledger)).row_count == ranking(spec, ledger).row_count == 1
 
 
 def test_the_question_is_shown_as_it_was_written(spec: StudySpec, ledger: Ledger, show: Show) -> None:
