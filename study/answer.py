@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -131,7 +132,8 @@ class CurveResult:
     """The whole curves of an arm, over its seeds."""
 
     arm: str
-    until: int  # update up to which all arms are compared
+    since: int  # update from which all arms are compared
+    until: int  # up to this one
     mean_linear: Mean  # of the metric, every update alike
     mean_log: Mean  # every doubling of the updates alike
     tau: Mean | None  # updates of the exponential that fits; None: it cannot be identified for every seed
@@ -303,7 +305,7 @@ def _best_configuration(spec: StudySpec, ledger: Ledger, replications: list[Tria
     def mean_final(trials: list[Trial]) -> float:
         return statistics.fmean(ledger.final(t.study, t.trial)[spec.search.metric] for t in trials)
 
-    return min(by_number.values(), key=mean_final)
+    return min(by_number.values(), key=lambda trials: (-len(trials), mean_final(trials)))
 
 
 def answer(spec: StudySpec, ledger: Ledger) -> Answer:
@@ -368,8 +370,13 @@ def _holm(p_values: Sequence[float | None]) -> list[float | None]:
 def targets_of(spec: StudySpec, arms: Sequence[ArmResult]) -> list[float]:
     """The targets of the study, the one of the answer first; relative ones by what the arms came down to."""
     finals = [final for arm in arms for final in arm.final]
-    relative = [round(factor * min(finals), 6) for factor in spec.convergence.relative_targets] if finals else []
+    relative = [_rounded_up(factor * min(finals)) for factor in spec.convergence.relative_targets] if finals else []
     return list(dict.fromkeys([spec.convergence.target, *spec.convergence.further_targets, *relative]))
+
+
+def _rounded_up(target: float) -> float:
+    """To nine digits, so that equal targets are equal, and the trial that a target comes from reaches it."""
+    return math.ceil(target * 1e9 - 1e-3) / 1e9
 
 
 def _targets(
@@ -428,7 +435,7 @@ def _target_result(
 
 
 def _whole_curves(arms: Sequence[ArmResult]) -> list[CurveResult]:
-    """Over the updates that all trials have; empty where they have none in common."""
+    """Over the updates in which all trials were evaluated; empty where they have none in common."""
     budget = common_budget([curve for arm in arms for curve in arm.curves], "step")
     if budget is None or budget[0] <= 0:
         return []
@@ -439,19 +446,25 @@ def _whole_curves(arms: Sequence[ArmResult]) -> list[CurveResult]:
             log = [area_under_curve(curve, "step", "log", *budget) for curve in arm.curves]
             rates = [rate.estimate for curve in arm.curves if (rate := fit_rate(curve))]
             tau = mean_of(rates) if len(rates) == len(arm.curves) else None
-            results.append(CurveResult(arm.arm, round(budget[1]), mean_of(linear), mean_of(log), tau))
+            results.append(CurveResult(arm.arm, round(budget[0]), round(budget[1]), mean_of(linear), mean_of(log), tau))
     return results
 
 
-def _goal(spec: StudySpec) -> str:
-    return f"{metric_name(spec.convergence.metric)} of {spec.convergence.target:.0%}"
+def goal_text(spec: StudySpec) -> str:
+    """`dev CER of 50%`."""
+    return f"{metric_name(spec.convergence.metric)} of {target_text(spec.convergence.target)}"
+
+
+def target_text(target: float) -> str:
+    """`12.5%`: as it was written, for rounded it would be another one."""
+    return f"{100 * target:.4g}%"
 
 
 def _single(spec: StudySpec, arm: ArmResult) -> str:
     if not arm.trials:
         return f"No trial of {arm.arm} has finished."
     return (
-        f"{arm.arm} reached a {_goal(spec)} with {arm.reached} of {len(arm.trials)} seed(s); "
+        f"{arm.arm} reached a {goal_text(spec)} with {arm.reached} of {len(arm.trials)} seed(s); "
         f"final {metric_name(spec.convergence.metric)} {_percentages(arm.final)}."
     )
 
@@ -476,8 +489,8 @@ def _sentence(spec: StudySpec, comparison: Comparison, comparisons: int) -> str:
     p_value = comparison.p_values["accelerator_seconds"]
     corrected = f", p = {p_value:.2g} by Holm's method over {comparisons} comparisons" if comparisons > 1 else ""
     return (
-        f"{verdict}: to a {_goal(spec)}, pre-training included, {arm.arm} needs {ratio.estimate:.2f}x the accelerator "
-        f"time of {baseline.arm} (95 % interval {ratio.low:.2f}-{ratio.high:.2f}, {len(arm.trials)} and "
+        f"{verdict}: to a {goal_text(spec)}, pre-training included, {arm.arm} needs {ratio.estimate:.2f}x the "
+        f"accelerator time of {baseline.arm} (95 % interval {ratio.low:.2f}-{ratio.high:.2f}, {len(arm.trials)} and "
         f"{len(baseline.trials)} seeds{corrected}).{_restriction(arm, baseline)}"
     )
 
@@ -493,7 +506,7 @@ def _sentence_without_time(spec: StudySpec, comparison: Comparison) -> str:
     whole = arm.complete and baseline.complete
     restricted = "" if whole else " Not all seeds reached it: these are ratios of restricted means."
     return (
-        f"The accelerator time of {arm.arm} and {baseline.arm} does not compare: to a {_goal(spec)}, pre-training "
+        f"The accelerator time of {arm.arm} and {baseline.arm} does not compare: to a {goal_text(spec)}, pre-training "
         f"included, {arm.arm} needs {' and '.join(shown)} of {baseline.arm} (95 % intervals {intervals}, "
         f"{len(arm.trials)} and {len(baseline.trials)} seeds).{restricted}"
     )

@@ -246,7 +246,7 @@ def _ratios(
     devices: tuple[frozenset[str], frozenset[str]],
 ) -> tuple[list[DurationRatio], str]:
     """Ratios at the targets that both studies have, and why there are none, or ""."""
-    from study.answer import AXES
+    from study.answer import AXES, target_text
     from study.statistics import holm
 
     metrics = [spec.convergence.metric for spec in specs]
@@ -254,7 +254,7 @@ def _ratios(
         return [], f"A measures convergence by {metrics[0]}, B by {metrics[1]}: what they spend cannot be compared."
     common = [target for target in targets[0] if target in targets[1]]
     if not common:
-        shown = [", ".join(f"{target:.1%}" for target in of_study) for of_study in targets]
+        shown = [", ".join(target_text(target) for target in of_study) for of_study in targets]
         return [], (
             f"The studies have no target in common (A: {shown[0]}; B: {shown[1]}); give one of them the other's target "
             "in convergence.further_targets, and run it again; a finished study trains nothing then."
@@ -375,7 +375,7 @@ def _rate_rows(found: StudyComparison) -> list[list[str]]:
 
 
 def _ratio_rows(found: StudyComparison) -> list[list[str]]:
-    from study.answer import AXES
+    from study.answer import AXES, target_text
 
     rows = []
     for row in found.ratios:
@@ -383,7 +383,7 @@ def _ratio_rows(found: StudyComparison) -> list[list[str]]:
         if row.ratio:
             estimate = f"{row.ratio.estimate:.2f} ({row.ratio.low:.2f} to {row.ratio.high:.2f})"
         p_value = "" if row.p_value is None else f"{row.p_value:.2g}"
-        rows.append([row.arm, f"{row.target:.1%}", AXES[row.axis], estimate, p_value, *row.reached])
+        rows.append([row.arm, target_text(row.target), AXES[row.axis], estimate, p_value, *row.reached])
     return rows
 
 

@@ -59,10 +59,10 @@ def duration(curve: Sequence[CurvePoint], target: float, axis: Axis) -> Duration
 
 
 def common_budget(curves: Sequence[Sequence[CurvePoint]], axis: Axis) -> tuple[float, float] | None:
-    """From the earliest first evaluation to the earliest last one; None where that leaves nothing to compare."""
+    """From the latest first evaluation to the earliest last one; None where that leaves nothing to compare."""
     if not all(curves):
         return None
-    low = min((float(getattr(curve[0], axis)) for curve in curves), default=0.0)
+    low = max((float(getattr(curve[0], axis)) for curve in curves), default=0.0)
     high = min((float(getattr(curve[-1], axis)) for curve in curves), default=0.0)
     return (low, high) if low < high else None
 

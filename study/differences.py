@@ -158,8 +158,9 @@ def _read(
     spec: StudySpec, ledger: Ledger, arm: ArmResult, split: str, decoding: str
 ) -> tuple[list[_Result], list[str]]:
     """The hypotheses of the arm's trials, and the names of those whose hypotheses are gone or damaged."""
-    store, results, gone = StageStore(spec.storage, spec.stages), [], []
+    results, gone = [], []
     for trial in arm.trials:
+        store = StageStore(spec.storage, ledger.spec(trial.study, spec.storage).stages)
         stages = ledger.trial_stages(trial.study, trial.trial)
         try:
             last = [stage for stage in stages if (stage["kind"] == "decode") == bool(decoding)][-1]

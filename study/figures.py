@@ -7,6 +7,7 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
 from search_spaces.space import AnyDistribution, Categorical, Grid, IntUniform, LogUniform
-from study.answer import ON_ONE_DEVICE, Answer, ArmResult, Cell, Front, metric_name, objective_name
+from study.answer import ON_ONE_DEVICE, Answer, ArmResult, Cell, Front, goal_text, metric_name, objective_name
 from study.convergence import Axis
 from study.devices import Devices
 from study.figure_files import BARS, COLOURS, Drawn, Look, Value, looks
@@ -145,10 +147,16 @@ def survival_figure(spec: StudySpec, found: Answer) -> Drawn:
         panel.set_ylim(-3, 103)
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
-    goal = f"{metric_name(spec.convergence.metric)} of {spec.convergence.target:.0%}"
+    goal = goal_text(spec)
     panels[0].set_ylabel(f"seeds above a {goal}, %")
     figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     return Drawn(figure, ("x is", "arm", "x", f"seeds above a {goal} from x on, %", "a curve ended here"), rows)
+
+
+def _to_extremes(values: NDArray[Any]) -> list[list[float]]:
+    """Lengths of error bars from the mean to the lowest and to the highest; rounding makes none negative."""
+    mean = values.mean()
+    return [[max(0.0, mean - values.min())], [max(0.0, values.max() - mean)]]
 
 
 def _survival_line(panel: Axes, arm: ArmResult, axis: Axis, look: Look, name: str) -> Rows:
@@ -199,8 +207,8 @@ def _front_panel(panel: Axes, front: Front, metric: str, cost: str, look_of: Map
         panel.errorbar(
             x.mean(),
             y.mean(),
-            xerr=[[x.mean() - x.min()], [x.max() - x.mean()]],
-            yerr=[[y.mean() - y.min()], [y.max() - y.mean()]],
+            xerr=_to_extremes(x),
+            yerr=_to_extremes(y),
             color=look.colour,
             marker=look.marker,
             markerfacecolor=look.colour if candidate.on_front else "white",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from study.answer import Answer, ArmResult, device_sentences, metric_name, objective_name, time_text
+from study.answer import Answer, ArmResult, device_sentences, metric_name, objective_name, target_text, time_text
 from study.differences import ArmDifference
 from study.ledger import Ledger
 from study.page import Section, bullets, paragraph
+from study.plan import grid_of, samples
 from study.scaling_report import LAWS
 from study.spec import GroupSpec, StudySpec
 from study.terminal import point_text
@@ -152,8 +153,10 @@ def _search_sentences(spec: StudySpec, ledger: Ledger) -> Iterator[str]:
         return
     search = spec.search
     kinds = {distribution.kind for space in spaces.values() for distribution in space.values()}
-    trials = _counted(search.trials, "trial") + (" for each combination of its grid" if "grid" in kinds else "")
-    yield f"Each arm was searched on its own, with {trials}, for the lowest final {metric_name(search.metric)}."
+    trials = {name: _trials_text(spec, name) for name in spaces}
+    alike = len({*trials.values()}) == 1
+    each = next(iter(trials.values())) if alike else ", ".join(f"{text} in {name}" for name, text in trials.items())
+    yield f"Each arm was searched on its own, with {each}, for the lowest final {metric_name(search.metric)}."
     if search.also_minimise:
         yield f"Also minimised: {', '.join(map(objective_name, search.also_minimise))}."
     if kinds - {"grid"}:
@@ -190,9 +193,9 @@ def _convergence_sentences(spec: StudySpec, found: Answer) -> Iterator[str]:
             yield f"Reported of {arm.arm}: {_counted(len(arm.trials), 'run')}, {runs} (seed {seeds})."
     yield (
         f"A run has converged when its {metric_name(spec.convergence.metric)} is at or below "
-        f"{spec.convergence.target:.1%} for the first time and still at the evaluation after that one; between "
-        "evaluations the curve is taken as a straight line. Updates, audio and time of all stages of the run count, "
-        "pre-training included."
+        f"{target_text(spec.convergence.target)} for the first time and still at the evaluation after that one; "
+        "between evaluations the curve is taken as a straight line. Updates, audio and time of all stages of the run "
+        "count, pre-training included."
     )
 
 
@@ -220,6 +223,12 @@ def _hardware_sentences(
 def _group_text(group: GroupSpec) -> str:
     gpus = f"{group.gpus_per_worker:g} GPU each" if group.gpus_per_worker else "no GPU"
     return f"{_counted(group.workers, 'worker')} with {_counted(group.cpus_per_worker, 'CPU core')} and {gpus}"
+
+
+def _trials_text(spec: StudySpec, arm: str) -> str:
+    combinations = len(grid_of(spec, arm))
+    each = f" for each of the {combinations:,} combinations of its grid" if combinations > 1 else ""
+    return _counted(samples(spec, arm), "trial") + each
 
 
 def _counted(number: int, thing: str) -> str:

@@ -34,7 +34,8 @@ class Study:
         """A row for each trial: arm, seed, status, what was searched, its final metrics, and its costs."""
         import pandas as pd
 
-        return pd.DataFrame([self._trial_row(trial) for trial in self._ledger.trials(self.name)])
+        rows = [self._trial_row(trial) for trial in self._ledger.trials(self.name)]
+        return pd.DataFrame(rows) if rows else pd.DataFrame(columns=[*HEAD, "status", "cause"])
 
     def curves(self, metric: str | None = None) -> pd.DataFrame:
         """A row for each value of each metric (or of one) of each trial, over all its stages.

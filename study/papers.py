@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -84,9 +85,10 @@ def answered_tables(spec: StudySpec, ledger: Ledger, found: Answer) -> list[Answ
 
 
 def _inference_times(spec: StudySpec, ledger: Ledger, found: Answer) -> Times:
-    """Of the configurations whose models were measured, the seconds of each pass over dev."""
-    measured = model_times(spec, ledger, found.cells)
-    return [(row.cell, row.time.seconds) for row in measured if row.time.split == "dev"]
+    """The seconds of each pass over dev, of the configurations measured on the device on which most were."""
+    measured = [row for row in model_times(spec, ledger, found.cells) if row.time.split == "dev"]
+    device = statistics.mode([row.time.device for row in measured]) if measured else ""
+    return [(row.cell, row.time.seconds) for row in measured if row.time.device == device]
 
 
 def _answered_table(
@@ -143,7 +145,7 @@ def _absent(metric: PublishedMetric, cell: Cell | None) -> str:
     if metric.ours == "pretrain_accelerator_hours":
         return "not pre-trained here"
     if metric.ours == "inference_seconds":
-        return "not measured (`inference_time` of the sweep)"
+        return "not measured where most were (`inference_time` of the sweep)"
     return "not recorded"
 
 

@@ -57,13 +57,14 @@ CLAIMS_NOTES = [
     "The published reductions are averages over data sets; a study is about its own. Ours: the relative reduction of "
     "the test WER between arms with and without the semi-supervised stage, with Student's t interval over pairs, or "
     "over seeds where there is one pair.",
-    "Claims of direction: the number of pairs (arm and baseline with the same searched values), and p by the exact "
-    "one-sided sign test over them.",
+    "Claims of direction: the number of pairs (arm and baseline with the same searched values and several seeds on "
+    "each side; where there are none, what stands for the two), and p by the exact one-sided sign test over them.",
 ]
 DIRECTION_NOTE = (
     "A pair is two cells that differ only in what the claim is about. p: exact one-sided sign test over the pairs with "
-    "several seeds on each side, ties left out. Difference: mean over pairs of the value said to be lower less the "
-    "other, with Student's t interval. Both take pairs as independent, which those with a cell in common are not."
+    "several seeds (of inference times: passes, on one device) on each side, ties left out. Difference: mean over "
+    "pairs of the value said to be lower less the other, with Student's t interval. Both take pairs as independent, "
+    "which those with a cell in common are not."
 )
 RADAR_CAPTION = (
     "Test WER of each language, in percent; closer to the origin is better. Bars: 95 % interval of Student's t "

@@ -14,12 +14,14 @@ from study.answer import (
     TargetResult,
     answer,
     by_decoding,
+    goal_text,
     metric_name,
     objective_name,
     objective_text,
     probability_text,
     rate_text,
     shown_rates,
+    target_text,
 )
 from study.convergence import Axis
 from study.devices import Device
@@ -125,7 +127,7 @@ def _sections(spec: StudySpec, ledger: Ledger, found: Answer, importance: Import
     study = ledger.study(spec.study)
     environment = study["environment"]
     compared = differences(spec, ledger, found)
-    goal = f"{metric_name(spec.convergence.metric)} of {spec.convergence.target:.0%}"
+    goal = goal_text(spec)
     settings = without_passwords(json.dumps(study["spec"], indent=2, ensure_ascii=False))
     sections = [
         Section("Convergence", figure("convergence", svgs["convergence"], _caption(found))),
@@ -159,8 +161,9 @@ def _data_rows(data: dict[str, dict[str, str]]) -> list[list[str]]:
 
 
 def _caption(found: Answer) -> str:
-    fresh = all(arm.fresh_seeds for arm in found.arms)
-    which = "the best configuration of each arm with fresh seeds" if fresh else "the best trial of each arm"
+    fresh = {arm.fresh_seeds for arm in found.arms if arm.trials}
+    kinds = {True: "the best configuration with fresh seeds", False: "the best trial"}
+    which = f"of each arm {' or, where it has none, '.join(kinds[kind] for kind in sorted(fresh, reverse=True))}"
     return (
         f"Thick lines: {which}; bands: lowest to highest seed. Thin lines: the other trials. Dotted: the target. "
         "Updates and time of earlier stages, pre-training included, are counted in."
@@ -387,7 +390,7 @@ def _survival_section(found: Answer, svgs: Svgs) -> Section | None:
 
 def _target_row(result: TargetResult) -> list[str]:
     return [
-        f"{result.target:.1%}",
+        target_text(result.target),
         result.arm,
         f"{result.reached} of {result.seeds}",
         _spent_mean_text(result.axis, result.mean),
@@ -413,12 +416,12 @@ def _whole_curves_section(spec: StudySpec, found: Answer) -> Section | None:
         for curves in found.whole_curves
     ]
     head = ["arm", f"mean {metric}, linear", f"mean {metric}, logarithmic", "decay time, updates"]
-    until = found.whole_curves[0].until
+    since, until = found.whole_curves[0].since, found.whole_curves[0].until
     words = (
-        f"Area under the curve of the {metric} over the updates that all trials have, up to {until}, divided by its "
-        "width: every update alike, and every doubling of the updates alike. Before its first evaluation a trial is at "
-        "its first value. Decay time: tau of y_inf + a exp(-t / tau), fitted to each seed from its first evaluation "
-        "on. Means over seeds, with the 95 % interval of Student's t."
+        f"Area under the curve of the {metric} over the updates in which all trials were evaluated, from {since} to "
+        f"{until}, divided by its width: every update alike, and every doubling of the updates alike. Decay time: tau "
+        "of y_inf + a exp(-t / tau), fitted to each seed from its first evaluation on. Means over seeds, with the 95 % "
+        "interval of Student's t."
     )
     return Section("Whole curves", table(head, rows) + note(words))
 

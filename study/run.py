@@ -8,7 +8,6 @@ import errno
 import json
 import signal
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,7 +24,7 @@ from study.ledger import Ledger
 from study.notify import Webhook
 from study.spec import StudySpec, read_spec, trials_of, without_passwords
 from study.watcher import Watchers
-from trainables.lease import Lease
+from trainables.lease import Lease, wait_for_silence
 from trainables.object_lease import ObjectLease
 from trainables.object_storage import storage_problem
 from trainables.settings_file import SettingsError
@@ -268,9 +267,7 @@ def _alone(spec: StudySpec) -> Iterator[None]:
         lease: Lease | ObjectLease = ObjectLease(spec.stages, f"studies/{spec.study}.lease")
     else:
         lease = Lease(spec.storage / "studies" / f"{spec.study}.lease")
-    deadline = time.monotonic() + Lease.STALE_SECONDS + Lease.HEARTBEAT_SECONDS
-    while lease.held_by_another() and not lease.is_held_here() and time.monotonic() < deadline:
-        time.sleep(1.0)  # a holder that died on another machine is known by its silence
+    wait_for_silence(lease)
     with lease.hold() as held:
         if held is None:
             raise SettingsError(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from study.convergence import Axis, spent_until
@@ -101,15 +103,16 @@ class ScalingResult:
 
     def interval_text(self, interval: Interval) -> str:
         """`11.0% (0.0-18.2)`, or `1,240 (1,100-1,390)`."""
-        factor, sign = self.unit
-        digits = ".1f" if sign else ",.3g" if interval.estimate < 1000 else ",.0f"
-        return f"{interval.estimate * factor:{digits}}{sign} ({self.range_text(interval)})"
+        return f"{self._number_text(interval.estimate)}{self.unit[1]} ({self.range_text(interval)})"
 
     def range_text(self, interval: Interval) -> str:
         """The ends of the interval."""
+        return f"{self._number_text(interval.low)}-{self._number_text(interval.high)}"
+
+    def _number_text(self, value: float) -> str:
         factor, sign = self.unit
-        digits = ".1f" if sign else ",.3g" if interval.estimate < 1000 else ",.0f"
-        return f"{interval.low * factor:{digits}}-{interval.high * factor:{digits}}"
+        digits = ".1f" if sign else ",.3g" if abs(value) < 999.5 else ",.0f"
+        return f"{value * factor:{digits}}"
 
     def sentences(self, metric_name: str) -> list[str]:
         """What is known of each arm, and where arms cross."""
@@ -142,7 +145,7 @@ def _measurements(spec: StudySpec, ledger: Ledger, arm: str, devices: Devices) -
     asked = spec.scaling
     assert asked is not None
     best: dict[tuple[float, float, int], Measurement] = {}
-    missed = 0
+    missed = set()
     for trial in ledger.trials(spec.study):
         if trial.arm != arm or trial.status != "finished":
             continue
@@ -151,13 +154,22 @@ def _measurements(spec: StudySpec, ledger: Ledger, arm: str, devices: Devices) -
         value = final.get(asked.metric) if asked.metric in METRICS else _value(spec, ledger, trial, devices)
         if size is None or second is None:
             continue
+        updates = ledger.trial_stages(trial.study, trial.trial)[0]["steps"]
+        key = (size, float(updates) if asked.form == "repetition" else second, trial.seed)
         if value is None:
-            missed += asked.metric in SPENT
-            continue
-        known = best.get((size, second, trial.seed))
-        if known is None or value < known.value:
-            best[size, second, trial.seed] = Measurement(size, value, trial.seed, second)
-    return sorted(best.values(), key=lambda m: (m.size, m.second, m.seed)), missed
+            missed.update([key] if asked.metric in SPENT else [])
+        elif key not in best or value < best[key].value:
+            best[key] = Measurement(size, value, trial.seed, second)
+    found = _with_mean_epochs(best) if asked.form == "repetition" else list(best.values())
+    return sorted(found, key=lambda m: (m.size, m.second, m.seed)), len(missed - best.keys())
+
+
+def _with_mean_epochs(found: Mapping[tuple[float, float, int], Measurement]) -> list[Measurement]:
+    """Seeds of one size and number of updates hear their speech about equally often, for batches differ: the mean."""
+    epochs = defaultdict(list)
+    for (size, updates, _), measurement in found.items():
+        epochs[size, updates].append(measurement.second)
+    return [replace(m, second=statistics.fmean(epochs[size, updates])) for (size, updates, _), m in found.items()]
 
 
 def _value(spec: StudySpec, ledger: Ledger, trial: Trial, devices: Devices) -> float | None:

@@ -6,6 +6,7 @@ Unfinished trials of an earlier run come first, then the search of every arm in 
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Search:
         self._numbers: dict[str, int] = {}  # of trials, within their arm's Optuna study
         self._searched: defaultdict[str, list[str]] = defaultdict(list)  # search trials of each arm, in order
         self._results: dict[str, Result] = {}  # of trials that have ended, in the order of their end
-        self._by_configuration: defaultdict[str, list[float]] = defaultdict(list)  # metric, for each seed
+        self._by_configuration: defaultdict[str, dict[int, float]] = defaultdict(dict)  # metric, by seed
         self._unfinished: set[str] = set()
         self._nothing_left = False
         self._contents = ledger.contents(spec.study)  # trial -> its stages
@@ -100,9 +101,7 @@ class Search:
         self._results[trial.trial] = result
         self._by_content.setdefault(self._contents[trial.trial], trial.trial)
         if result.status == "finished":
-            without_seed = {path: value for path, value in trial.point.items() if path != "seed"}
-            configuration = json.dumps([trial.arm, without_seed], sort_keys=True)
-            self._by_configuration[configuration].append(result.objectives[0])
+            self._by_configuration[_configuration(trial)][trial.seed] = result.objectives[0]
 
     def _search_of(self, arm: str, grid: Mapping[str, Any]) -> ArmSearch:
         """The search of an arm for one combination of its grid, with all trials that the ledger has."""
@@ -162,18 +161,25 @@ class Search:
         stop = self.spec.stop
         if stop.target is None and stop.no_improvement is None:
             return None
-        finished = [name for name, result in self._results.items() if result.status == "finished"]
-        values = [self._results[name].objectives[0] for name in finished if self._is_search_of(name, arm)]
-        return search_is_done(stop, values, self._noise())
+        ended = [result for name, result in self._results.items() if self._is_search_of(name, arm)]
+        values = [
+            result.objectives[0] if result.status == "finished" else math.inf  # stopped early: no improvement
+            for result in ended
+            if result.status in ("finished", "stopped")
+        ]
+        return search_is_done(stop, values, self.noise())
 
     def _is_search_of(self, name: str, arm: str) -> bool:
         return self._trials[name].arm == arm and self._trials[name].origin == "search"
 
-    def _noise(self) -> float:
+    def noise(self) -> float:
+        """Differences of the metric up to this may be chance."""
         patience = self.spec.stop.no_improvement
         if patience is None:
             return 0.0
-        return seed_noise(self._by_configuration.values()) if patience.noise is None else patience.noise
+        if patience.noise is not None:
+            return patience.noise
+        return seed_noise([list(by_seed.values()) for by_seed in self._by_configuration.values()])
 
     def _new_search(self, arm: str, number: int, grid: Point, sample: int) -> Proposal:
         """A trial of the arm; `sample` counts those with the same values of the grid."""
@@ -294,8 +300,13 @@ def _could_draw(space: Space, point: Mapping[str, Any]) -> bool:
 
 
 def _without_copies(trials: Sequence[Trial]) -> list[Trial]:
-    """Of trials of the same configuration, the first."""
+    """Of trials of the same configuration, whatever their seeds, the first."""
     first: dict[str, Trial] = {}
     for trial in trials:
-        first.setdefault(json.dumps(trial.point, sort_keys=True), trial)
+        first.setdefault(_configuration(trial), trial)
     return list(first.values())
+
+
+def _configuration(trial: Trial) -> str:
+    without_seed = {path: value for path, value in trial.point.items() if path != "seed"}
+    return json.dumps([trial.arm, without_seed], sort_keys=True)

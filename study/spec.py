@@ -17,10 +17,11 @@ from search_spaces.space import Point, Space, Value, condition_errors, probe_poi
 from study.early_stopping import EarlyStoppingConfig
 from study.published import TableMapping, mapping_errors
 from trainables.config import Config, merge
+from trainables.data.corpus import CorpusError, total_seconds
 from trainables.object_storage import checked_url
 from trainables.settings_file import Location, SettingsError, SettingsFile, did_you_mean, explain, read_settings_file
 from trainables.stage import StageKind
-from trainables.trial import TrialConfig, lacks_metric, problems
+from trainables.trial import TrialConfig, corpus_of, lacks_metric, problems
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 Metric = Literal["dev_wer", "dev_cer", "dev_mer"]
@@ -31,6 +32,8 @@ LossMetric = Literal["contrastive", "cpc", "ctc"]
 
 # Combinations of values that are checked before a study starts; each takes about a millisecond.
 MAX_COMBINATIONS = 2_000
+
+BEYOND_CORPUS = 1.02  # how far past a corpus's hours its size may be called: "960 h" of LibriSpeech are 960.9
 
 
 class TpeSampler(Config):
@@ -237,7 +240,7 @@ class ResourcesSpec(GroupSpec):
 class NoImprovementSpec(Config):
     """The search of an arm ends when its last trials brought nothing beyond noise."""
 
-    trials: int = Field(ge=1, description="So many trials of the arm in a row.")
+    trials: int = Field(ge=1, description="So many trials of the arm in a row, finished or stopped early.")
     noise: float | None = Field(
         None, ge=0, description="Of the metric. None: standard deviation over seeds, pooled over configurations."
     )
@@ -547,7 +550,24 @@ def _size_problem(path: object, space: Space, trial: TrialConfig) -> str | None:
     for value in space[path].probes():
         if isinstance(value, bool | str) or value <= 0:
             return f"sizes are positive numbers, and {path!r} can be {value!r}"
-    return None
+    return _more_than_there(path, space, trial)
+
+
+def _more_than_there(path: str, space: Space, trial: TrialConfig) -> str | None:
+    """Sizes beyond what the corpus has would be its own size again, under another name."""
+    parts = {"corpus.unlabelled_hours": ("unlabelled", 3600.0), "corpus.labelled_minutes": ("train", 60.0)}
+    if path not in parts:
+        return None
+    part, unit = parts[path]
+    try:
+        whole = corpus_of(trial.corpus.model_copy(update={"unlabelled_hours": None, "labelled_minutes": None}))
+    except CorpusError:
+        return None  # not on this machine
+    there = total_seconds(getattr(whole, part)) / unit
+    largest = max(value for value in space[path].probes() if not isinstance(value, str))
+    if largest <= there * BEYOND_CORPUS:
+        return None
+    return f"{path!r} can be {largest:g}, and the corpus has {there:.3g}; a law needs sizes that are what they say"
 
 
 def _metric_problem(metrics: Iterable[str], trial: TrialConfig) -> str | None:

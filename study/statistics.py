@@ -47,9 +47,10 @@ def mean_of(values: Sequence[float], confidence: float = 0.95) -> Mean:
 def ratio_of_means(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> Ratio | None:
     """Geometric mean of `ours` / that of `theirs`, with Welch's t interval on the logarithms.
 
-    None where fewer than two values on a side leave no way to see the variation. Values must be positive.
+    None where fewer than two values on a side, or no two that differ on either, leave no way to see the variation.
+    Values must be positive.
     """
-    if len(ours) < 2 or len(theirs) < 2:
+    if len(ours) < 2 or len(theirs) < 2 or len({*ours}) == len({*theirs}) == 1:
         return None
     a, b = np.log(ours), np.log(theirs)
     errors = (float(a.var(ddof=1)) / len(a), float(b.var(ddof=1)) / len(b))
@@ -61,12 +62,10 @@ def ratio_from_logarithms(
 ) -> Ratio:
     """The ratio whose logarithm is the difference, with Welch's t interval.
 
-    `errors` are the squared standard errors of the two logarithms, each estimated from as many values as `sizes` says.
+    `errors` are the squared standard errors of the two logarithms, each estimated from as many values as `sizes` says;
+    one of them may be zero.
     """
     error = sum(errors)
-    if error == 0:
-        ratio = math.exp(difference)
-        return Ratio(ratio, ratio, ratio, p_value=float(difference == 0))
     freedom = error**2 / sum(e**2 / (n - 1) for e, n in zip(errors, sizes, strict=True))
     margin = float(scipy.stats.t.ppf(0.5 + confidence / 2, freedom)) * math.sqrt(error)
     p_value = 2 * float(scipy.stats.t.sf(abs(difference) / math.sqrt(error), freedom))

@@ -47,21 +47,28 @@ class Stopper:
                 progress = (before + report.step) / total
                 if progress < self._reached.get(trial, 0.0):
                     continue  # the trial went on after it: a stage that is resumed reports it again
-                evaluation = Evaluation(trial, progress, self._objectives(trial, report))
+                evaluation = Evaluation(trial, progress, self._objectives(trial, stage, report))
                 self._ledger.add_evaluation(self._spec.study, evaluation)
                 if self._observe(evaluation):
                     reached = f"{metric_name(name)} {report.metrics[name]:.1%}"
                     return f"{reached} after {evaluation.progress:.0%} of the labelled training was not among the best"
         return None
 
-    def _objectives(self, trial: str, report: Report) -> list[float]:
+    def _objectives(self, trial: str, stage: Stage, report: Report) -> list[float]:
         known = {
             "parameters": self._parameters[trial],
             "real_time_factor": report.real_time_factor or 0.0,
-            "accelerator_hours": report.accelerator_seconds / 3600,
+            "accelerator_hours": (self._earlier_seconds(trial, stage) + report.accelerator_seconds) / 3600,
         }
         metric = report.metrics[self._spec.early_stopping_metric]
         return [metric, *(known[name] for name in self._spec.search.also_minimise)]
+
+    def _earlier_seconds(self, trial: str, stage: Stage) -> float:
+        """What the accelerator spent on the trial's stages before this one, which have ended."""
+        if "accelerator_hours" not in self._spec.search.also_minimise:
+            return 0.0
+        own, curve = stage.fingerprint(), self._ledger.curve(self._spec.study, trial)
+        return max((point.accelerator_seconds for point in curve if point.stage != own), default=0.0)
 
     def _observe(self, evaluation: Evaluation) -> bool:
         config = self._spec.early_stopping

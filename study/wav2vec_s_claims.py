@@ -106,16 +106,25 @@ def claim_as_dict(answered: AnsweredReview) -> dict[str, Any]:
 
 
 def _pairs(ledger: Ledger, found: Answer) -> list[Sides]:
-    """The configurations of arm and baseline with the same searched values; else those that stand for the two."""
+    """The configurations of arm and baseline with the same searched values; else those that stand for the two.
+
+    Those with several seeds on each side come before those with one.
+    """
     pairs = []
     for comparison in found.comparisons:
         arm, baseline = comparison.arm, comparison.baseline
         ours = {_key(cell.point): cell.trials for cell in found.cells if cell.arm == arm.arm}
         theirs = {_key(cell.point): cell.trials for cell in found.cells if cell.arm == baseline.arm}
         shared = [(trials, theirs[key]) for key, trials in ours.items() if key in theirs]
-        sides = [(_side(ledger, a), _side(ledger, b)) for a, b in shared or [(arm.trials, baseline.trials)]]
+        standing = [(arm.trials, baseline.trials)]
+        chosen = _with_several_seeds(shared) or _with_several_seeds(standing) or shared or standing
+        sides = [(_side(ledger, a), _side(ledger, b)) for a, b in chosen]
         pairs += [(a, b) for a, b in sides if a and b]
     return pairs
+
+
+def _with_several_seeds(pairs: Sequence[tuple[Sequence[Trial], Sequence[Trial]]]) -> list[Any]:
+    return [(a, b) for a, b in pairs if min(len(a), len(b)) > 1]
 
 
 def _key(point: dict[str, Any]) -> str:

@@ -85,6 +85,7 @@ def _train(stages: Sequence[Stage], storage: Path, url: str | None, device_name:
     import torch.distributed as dist
 
     from trainables.distributed import rank
+    from trainables.lease import LeaseLostError, wait_for_silence
     from trainables.loop import DivergedError, StageBusyError, run_stage
     from trainables.store import StageStore
 
@@ -97,10 +98,12 @@ def _train(stages: Sequence[Stage], storage: Path, url: str | None, device_name:
     store = StageStore(storage, url)
     try:
         for stage in stages:
+            if rank() == 0 and not store.result(stage):
+                wait_for_silence(store.lease(stage))
             run_stage(stage, store, lambda report, stage=stage: _print(stage, report), device)  # type: ignore[misc]
             if rank() == 0:
                 print(f"{stage.kind}: {store.folder(stage)}")
-    except (DivergedError, StageBusyError, CorpusError, CheckpointError, ObjectStorageError) as error:
+    except (DivergedError, StageBusyError, LeaseLostError, CorpusError, CheckpointError, ObjectStorageError) as error:
         print(error, file=sys.stderr)
         return FAILED
     finally:

@@ -12,6 +12,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainables.object_lease import ObjectLease
 
 
 class LeaseLostError(RuntimeError):
@@ -21,8 +25,8 @@ class LeaseLostError(RuntimeError):
 class Lease:
     """The right to run a stage: a file that its holder touches every few seconds.
 
-    A holder is dead when its process is gone (seen from its own machine), or when the file has not been touched for
-    `STALE_SECONDS` of the observer's own clock (seen from anywhere; clocks are never compared).
+    A holder is dead when its process is gone (seen where it ran: on its machine, in its container), or when the file
+    has not been touched for `STALE_SECONDS` of the observer's own clock (seen from anywhere; none are compared).
     """
 
     HEARTBEAT_SECONDS = 5.0
@@ -36,7 +40,7 @@ class Lease:
     @contextmanager
     def hold(self) -> Iterator[Lease | None]:
         """Hold the lease, or yield None at once when another holds it."""
-        holder = f"{socket.gethostname()} {os.getpid()} {process_start(os.getpid())} {uuid.uuid4().hex}"
+        holder = f"{here()} {os.getpid()} {process_start(os.getpid())} {uuid.uuid4().hex}"
         if not self._create(holder):
             yield None
             return
@@ -69,13 +73,18 @@ class Lease:
         return True
 
     def is_held_here(self) -> bool:
-        """Whether the holder is a process of this machine."""
-        return (self._read() or "").startswith(f"{socket.gethostname()} ")
+        """Whether the holder is a process whose end can be seen from here."""
+        return (self._read() or "").startswith(f"{here()} ")
 
     def check(self) -> None:
         """Raise LeaseLostError when the lease that this process holds has been taken over."""
         if self.lost:
             raise LeaseLostError(f"the lease of {self.path.stem} was taken over by another worker")
+
+    def confirm(self) -> None:
+        """Look into the file. Raises LeaseLostError when the lease has been taken over, OSError."""
+        self.lost = self.lost or self._read() != self.holder
+        self.check()
 
     def _create(self, holder: str) -> bool:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -135,13 +144,42 @@ def process_start(pid: int) -> str:
         return "?"
 
 
+def here() -> str:
+    """Where processes are known by their numbers: a machine, or a container that may share its name."""
+    try:
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
 def process_is_gone(here: str, host: str, pid: str, start: str) -> bool:
     """Whether the process of that host and start time has ended, as far as that can be known `here`."""
-    return host == here and start != "?" and process_start(int(pid)) != start
+    if host != here or start == "?":
+        return False
+    started = process_start(int(pid))
+    return _is_no_process(int(pid)) if started == "?" else started != start
+
+
+def _is_no_process(pid: int) -> bool:
+    """Whether there is none of that number; /proc may hide those of other users."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
+def wait_for_silence(lease: Lease | ObjectLease) -> None:
+    """Wait for as long as it takes to know that a holder on another machine has died."""
+    deadline = time.monotonic() + lease.STALE_SECONDS + lease.HEARTBEAT_SECONDS
+    while lease.held_by_another() and not lease.is_held_here() and time.monotonic() < deadline:
+        time.sleep(1.0)
 
 
 def _is_gone(holder: str) -> bool:
     if holder.count(" ") != 3:  # torn by a crash of its machine
         return True
     host, pid, start, _ = holder.split(" ")
-    return process_is_gone(socket.gethostname(), host, pid, start)
+    return process_is_gone(here(), host, pid, start)

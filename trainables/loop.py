@@ -344,16 +344,15 @@ class _Training:
         self.kept = found
         if rank() == 0:
             weights = {name: tensor.contiguous() for name, tensor in self._trained().state_dict().items()}
-            write_atomically(self._kept_file(), safetensors.torch.save(weights))
+            write_atomically(self._kept_file(found), safetensors.torch.save(weights))
 
-    def _kept_file(self) -> Path:
-        assert self.kept
-        return self.folder / f"kept-{self.kept.step}.safetensors"
+    def _kept_file(self, kept: _Kept) -> Path:
+        return self.folder / f"kept-{kept.step}.safetensors"
 
     def _restore_kept(self) -> None:
         trained = self._trained()
-        if rank() == 0:  # others may not see its file
-            trained.load_state_dict(safetensors.torch.load_file(self._kept_file(), device=str(self.device)))
+        if rank() == 0 and self.kept:  # others may not see its file
+            trained.load_state_dict(safetensors.torch.load_file(self._kept_file(self.kept), device=str(self.device)))
         share_first(trained.state_dict().values())
 
     def _trained(self) -> nn.ModuleDict:
@@ -422,16 +421,22 @@ class _Training:
             "spent_seconds": list(self._spent_seconds()),
         }
         try:
-            save_checkpoint(self.folder, state)
+            save_checkpoint(self.folder, state, self._confirm)
+            self._confirm()
         except OSError as error:
             logger.warning("%s: no checkpoint at step %d: %s; training goes on", self.stage.name(), self.step, error)
             return False
         if self.kept:
-            self.kept_files.append(self._kept_file())
+            self.kept_files.append(self._kept_file(self.kept))
         for file in self.folder.glob("kept-*.safetensors"):  # only now: the last checkpoints may have named older ones
             if self.kept_files and file not in self.kept_files:
                 file.unlink()
         return self._upload(at_once=at_once)
+
+    def _confirm(self) -> None:
+        """Before what a successor would read is changed. Raises LeaseLostError, OSError."""
+        if self.lease:
+            self.store.confirm(self.lease)
 
     def _upload(self, *, at_once: bool) -> bool:
         """Whether the last checkpoint is where other machines find it, or need not be yet."""
@@ -459,7 +464,7 @@ class _Training:
         share = 1.0 if rank() == 0 else 0.0  # of what one worker had summed up
         self.sums = {name: pair.to(self.device) * share for name, pair in state["sums"].items()}
         self.kept = _Kept(**state["kept"]) if state["kept"] else None
-        self.kept_files.extend([self._kept_file()] if self.kept else [])
+        self.kept_files.extend([self._kept_file(self.kept)] if self.kept else [])
         for name, stream in self.streams.items():
             stream.load_state(state["streams"][name])
         self.reports = [Report.model_validate(report) for report in state["reports"]]
@@ -468,12 +473,16 @@ class _Training:
     def _last_state(self) -> dict[str, Any] | None:
         """Of the last checkpoint, wherever it was written."""
         self.store.take_up(self.stage)
-        return load_checkpoint(self.folder)
+        return load_checkpoint(self.folder, self._has_kept_weights)
+
+    def _has_kept_weights(self, state: dict[str, Any]) -> bool:
+        return not state["kept"] or self._kept_file(_Kept(**state["kept"])).is_file()
 
     def _finish(self) -> StageResult:
         trained = self._trained()
         result = StageResult(reports=tuple(self.reports), num_parameters=count_parameters(trained))
         if rank() == 0:
+            self._confirm()
             for part, module in trained.items():
                 weights = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
                 write_atomically(self.folder / f"{part}.safetensors", safetensors.torch.save(weights))

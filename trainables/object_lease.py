@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import socket
 import threading
 import time
 import uuid
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainables.lease import LeaseLostError, process_is_gone, process_start
+from trainables.lease import LeaseLostError, here, process_is_gone, process_start
 from trainables.object_storage import Found, ObjectStorage
 
 FREE = b"free "  # how the object begins that a dead holder's was replaced with
@@ -73,7 +72,7 @@ class ObjectLease:
         return True
 
     def is_held_here(self) -> bool:
-        """Whether the holder is a process of this machine."""
+        """Whether the holder is a process whose end can be seen from here."""
         found = self._storage.read(self._key)
         return found is not None and found.content.startswith(f"{_host()} ".encode())
 
@@ -132,7 +131,7 @@ def _host() -> str:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         boot = "?"
-    return f"{socket.gethostname()}/{boot}"
+    return f"{here()}/{boot}"
 
 
 def _is_gone(found: Found) -> bool:

@@ -356,6 +356,7 @@ def main() -> None:
 
     from trainables.data.audio import decode_ahead
     from trainables.data.corpus import read_corpus
+    from trainables.lease import LeaseLostError
     from trainables.loop import LeavingError, StageBusyError, run_stage
 
     torch.set_num_threads(1)  # a fork must not find threads half alive
@@ -369,7 +370,7 @@ def main() -> None:
             dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.workers)
         try:
             run_stage(stage, StageStore(storage, stages), report, device, leave)
-        except StageBusyError as error:
+        except (StageBusyError, LeaseLostError) as error:  # it goes on elsewhere
             return Outcome("busy", str(error))
         except (LeavingError, ObjectStorageError) as error:  # which has been away for minutes
             return Outcome("failed", str(error), lost="group")

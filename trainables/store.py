@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from trainables.lease import Lease
@@ -122,6 +123,13 @@ class StageStore:
         if self.remote and isinstance(lease, ObjectLease):
             self.remote.save(_place(stage), self.partial_folder(stage), lease)
 
+    def confirm(self, lease: Lease | ObjectLease) -> None:
+        """Before the partial folder is changed. Raises LeaseLostError when one who sees it has taken over, OSError."""
+        if self.remote:
+            lease.check()  # the folder is this machine's
+        else:
+            lease.confirm()
+
     def commit(self, stage: Stage, result: StageResult) -> None:
         """Make the files in the partial folder the finished stage. The first one to do so counts."""
         partial, final = self.partial_folder(stage), self.folder(stage)
@@ -171,7 +179,7 @@ def _place(stage: Stage) -> str:
     return f"{stage.kind}/{stage.name()}"
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, before_replacing: Callable[[], None] = lambda: None) -> None:
     """Write beside `path`, flush to the disk, rename: a reader sees the old content or the new, never a part.
 
     Raises OSError naming the path, as when the disk is full; what had been written beside is then removed.
@@ -182,6 +190,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
+        before_replacing()
         beside.replace(path)
     except BaseException as error:
         if isinstance(error, OSError):

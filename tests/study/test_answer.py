@@ -19,6 +19,7 @@ from study.answer import (
     answer,
     answer_as_dict,
     arm_result,
+    goal_text,
     metric_name,
     objective_name,
     objective_text,
@@ -373,6 +374,19 @@ class TestTargets:
         assert fast.ratio.estimate == pytest.approx(10 / 24)
         assert fast.log_rank == pytest.approx(0.1)
 
+    def test_the_best_trial_reaches_what_it_came_down_to(self, tmp_path: Path) -> None:
+        convergence = {"metric": "dev_cer", "target": 0.5, "relative_targets": [1.0]}
+        spec = spec_of(tmp_path, convergence=convergence)
+        ledger = open_study(spec)
+        for seed in (1, 2):
+            run_trial(ledger, spec, "slow", origin="replication", seed=seed, curve={10: 0.9, 30: 1 / 3})
+        rows = [row for row in answer(spec, ledger).targets if row.axis == "step"]
+        assert [row.reached for row in rows] == [2, 2]
+
+    def test_a_target_is_named_as_it_was_given(self, tmp_path: Path) -> None:
+        spec = spec_of(tmp_path, convergence={"metric": "dev_wer", "target": 0.035})
+        assert goal_text(spec) == "dev WER of 3.5%"
+
     def test_before_any_trial_has_finished_there_are_none(self, tmp_path: Path) -> None:
         convergence = {"metric": "dev_cer", "target": 0.5, "relative_targets": [1.2]}
         spec = spec_of(tmp_path, convergence=convergence)
@@ -393,6 +407,24 @@ class TestTargets:
     def test_what_cannot_be_a_target_is_refused(self, tmp_path: Path, wrong: dict[str, list[float]]) -> None:
         with pytest.raises(ValidationError, match="convergence"):
             spec_of(tmp_path, convergence={"metric": "dev_cer", "target": 0.5, **wrong})
+
+
+def test_curves_without_common_updates_are_not_compared_as_a_whole(tmp_path: Path) -> None:
+    """Pre-training goes before the first evaluation of one, when the other has ended."""
+    spec = spec_of(tmp_path)
+    ledger = open_study(spec)
+    run_trial(ledger, spec, "slow", curve={10: 0.9, 30: 0.6})
+    run_trial(ledger, spec, "fast", curve={35: 0.4, 40: 0.3})
+    assert answer(spec, ledger).whole_curves == []
+
+
+def test_a_configuration_with_more_replications_stands_before_one_that_lost_its_own(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, replication={"top": 2, "seeds": 3})
+    ledger = open_study(spec)
+    for seed in (1, 2, 3):
+        run_trial(ledger, spec, "slow", origin="replication", seed=seed, curve={10: 0.9, 30: 0.202})
+    run_trial(ledger, spec, "slow", 1, origin="replication", seed=1, curve={10: 0.9, 30: 0.199})
+    assert [trial.number for trial in answer(spec, ledger).arms[0].trials] == [0, 0, 0]
 
 
 def test_whole_curves_are_compared_over_the_updates_that_all_trials_have(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ class TestDurations:
         self.fill(tmp_path, convergence={"metric": "dev_cer", "target": 0.3})
         found = compared(tmp_path)
         assert found.ratios == []
-        assert found.no_ratios.startswith("The studies have no target in common (A: 50.0%; B: 30.0%)")
+        assert found.no_ratios.startswith("The studies have no target in common (A: 50%; B: 30%)")
 
     def test_with_other_metrics_it_says_so(self, tmp_path: Path) -> None:
         self.fill(tmp_path, convergence={"metric": "dev_wer", "target": 0.5})

@@ -164,9 +164,10 @@ class TestArea:
         with pytest.raises(ValueError, match=r"no range|ends before"):
             area_under_curve(curve((10, 0.8), (30, 0.4)), "step", scale, low, high)
 
-    def test_the_common_budget_ends_where_the_shortest_curve_does(self) -> None:
+    def test_the_common_budget_is_where_all_curves_have_evaluations(self) -> None:
         long, short = curve((10, 0.8), (90, 0.4)), curve((20, 0.8), (30, 0.4))
-        assert common_budget([long, short], "step") == (10, 30)
+        assert common_budget([long, short], "step") == (20, 30)
+        assert common_budget([curve((10, 0.8), (40, 0.4)), curve((50, 0.5), (90, 0.4))], "step") is None
         assert common_budget([long, []], "step") is None
         assert common_budget([], "step") is None
         assert common_budget([curve((10, 0.8)), long], "step") is None

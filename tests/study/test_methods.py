@@ -124,14 +124,14 @@ def test_a_grid_is_searched_without_a_sampler(tmp_path: Path) -> None:
     arms = {"one": {"trial": supervised(), "space": {LEARNING_RATE: {"kind": "grid", "choices": [1e-3, 2e-3]}}}}
     spec = spec_of(tmp_path, arms=arms)
     words = methods(spec, open_study(spec))["Search"]
-    assert "with 2 trials for each combination of its grid," in words
+    assert "with 1 trial for each of the 2 combinations of its grid," in words
     assert "Sampler" not in words
 
 
 def test_replication_and_convergence_are_those_of_the_study(usual: dict[str, str]) -> None:
     words = usual["Replication and convergence"]
     assert "Reported of slow: 3 runs, with fresh seeds, after the search (seed 1, 2, 3)." in words
-    assert "its dev CER is at or below 50.0%" in words
+    assert "its dev CER is at or below 50%" in words
 
 
 def test_hardware_and_versions_are_those_that_were_recorded(tmp_path: Path) -> None:

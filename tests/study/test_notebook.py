@@ -43,6 +43,11 @@ def test_curves_of_nothing_have_their_columns(storage: Path) -> None:
     assert {"arm", "step", "value"} <= set(curves.columns)
 
 
+def test_a_study_without_trials_has_the_columns_of_trials(storage: Path, tmp_path: Path) -> None:
+    open_study(spec_of(tmp_path, study="empty"))
+    assert study.open("empty", tmp_path).trials().status.tolist() == []
+
+
 def test_trials_have_what_was_searched_and_what_came_out(storage: Path) -> None:
     trials = study.open("race", storage).trials().set_index("trial")
     assert trials.loc["fast-000", LEARNING_RATE] == 2e-3

@@ -451,6 +451,9 @@ class TestTables:
         assert small.missing["test_other_wer_lm"] == "no language model"
         assert "one test split" in small.missing["test_clean_wer"]
         assert "inference_time" in cells["W2V2-mid"].missing["inference"]
+        ledger.add_inference_time(last_stage(spec, "large"), times.model_copy(update={"device": "another"}))
+        cells = {str(cell.published.at["model"]): cell for cell in tables_of(spec).cells}
+        assert "inference_time" in cells["W2V2-mid"].missing["inference"], "seconds on two devices do not compare"
         assert "no finished trial" in cells["SEW-D-base"].missing["test_other_wer"]
 
     def test_a_study_without_tables_has_none(self, tmp_path: Path) -> None:

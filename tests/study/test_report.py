@@ -346,10 +346,10 @@ class TestSurvival:
         spec = spec_of(tmp_path, convergence=convergence)
         rows = rows_of(write_report(spec, self.fill(spec)), "target|")
         assert [row[:3] + row[4:6] for row in rows] == [
-            ["50.0%", "slow", "2 of 3", "0:30", ""],
-            ["50.0%", "fast", "3 of 3", "0:30", "slow"],
-            ["5.0%", "slow", "0 of 3", "0:30", ""],
-            ["5.0%", "fast", "0 of 3", "0:30", "slow"],
+            ["50%", "slow", "2 of 3", "0:30", ""],
+            ["50%", "fast", "3 of 3", "0:30", "slow"],
+            ["5%", "slow", "0 of 3", "0:30", ""],
+            ["5%", "fast", "0 of 3", "0:30", "slow"],
         ]
         assert [row[3][:4] for row in rows] == ["0:24", "0:21", "0:30", "0:30"]
         assert rows[1][6].startswith("0.88 (")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 from study.answer import answer, answer_as_dict
 from study.ledger import Ledger, Origin
 from study.report import write_report
-from study.scaling import Measurement, PowerLaw, fit
+from study.scaling import Interval, Measurement, PowerLaw, fit
 from study.scaling_report import scaling_table
 from study.scaling_result import ScalingResult
 from study.spec import StudySpec, read_spec
@@ -132,6 +133,17 @@ class TestSpec:
         for arm in changes["arms"].values():
             arm["space"] = {"regime.train.augment_speed": {"kind": "grid", "choices": [True, False]}}
         assert "sizes are positive numbers" in self.refused(tmp_path, **changes)
+
+    def test_sizes_beyond_the_corpus_are_refused(self, tmp_path: Path) -> None:
+        """They would be its own size again: the same stages, counted as another size."""
+        changes = settings(size="corpus.labelled_minutes")
+        for arm in changes["arms"].values():
+            arm["space"] = {"corpus.labelled_minutes": {"kind": "grid", "choices": [1, 3, 600]}}
+        message = self.refused(tmp_path, **changes)
+        assert "'corpus.labelled_minutes' can be 600, and the corpus has" in message
+        for arm in changes["arms"].values():
+            arm["space"]["corpus.labelled_minutes"]["choices"].pop()
+        assert read_spec(write_sweep(tmp_path / "sweep.yaml", **changes)).scaling
 
     def test_an_unknown_arm_is_refused(self, tmp_path: Path) -> None:
         assert "scaling.arms names 'fsat'" in self.refused(tmp_path, **settings(arms=["fsat"]))
@@ -342,6 +354,38 @@ def test_runs_that_did_not_reach_the_target_forbid_a_law_of_the_others(tmp_path:
     ledger = fill_reaching(spec)
     add_run(ledger, spec, "slow", 99, 10000, 9, 0.95)
     assert "1 of 16 runs did not reach the target" in answer(spec, ledger).sentences[-1]
+
+
+def test_a_run_that_did_not_reach_the_target_does_not_count_beside_one_of_its_size_and_seed(tmp_path: Path) -> None:
+    """As of a bad learning rate of the search."""
+    spec = spec_of(tmp_path, **settings(metric="updates_to_target", arms=["slow"]))
+    ledger = fill_reaching(spec)
+    for number, steps in enumerate(SIZES):
+        add_run(ledger, spec, "slow", 900 + number, steps, 0, 0.95, **{LEARNING_RATE: 1.0})
+    assert answer(spec, ledger).sentences[-1].startswith("slow: updates to target falls as steps^-")
+
+
+def test_seeds_that_heard_their_speech_about_equally_often_are_one_size(tmp_path: Path) -> None:
+    """How many seconds a batch has depends on the seed, and so do the epochs of so many updates."""
+    spec = spec_of(tmp_path, **settings(form="repetition", arms=["slow"]))
+    ledger, rng = open_study(spec), np.random.default_rng(1)
+    for number, steps in enumerate(SIZES):
+        for seed in range(3):
+            name, (stage,) = add_trial(ledger, spec, "slow", number * 10 + seed, point={STEPS: steps}, seed=seed)
+            wer = (0.1 + 2.0 * steps**-0.3) * math.exp(0.005 * rng.standard_normal())
+            last = report(steps, dev_wer=wer, dev_cer=wer)
+            ledger.append(stage.fingerprint(), [last.model_copy(update={"epochs": steps / 10 * (1 + 1e-3 * seed)})])
+            ledger.end_trial(spec.study, name, "finished")
+    found = answer(spec, ledger).scaling
+    assert found is not None
+    (arm,) = found.arms
+    assert arm.refused is None
+    assert {(m.size, round(m.second, 6)) for m in arm.measurements} == {(s, round(s * 0.1001, 6)) for s in SIZES}
+
+
+def test_numbers_of_an_interval_have_digits_of_their_own(found: ScalingResult) -> None:
+    spent = replace(found, metric="updates_to_target")
+    assert spent.interval_text(Interval(900.0, 620.4, 1234.4)) == "900 (620-1,234)"
 
 
 def fill_reaching(spec: StudySpec) -> Ledger:

@@ -514,6 +514,14 @@ def test_replication_seeds_are_fresh_even_where_seeds_are_a_grid(tmp_path: Path,
     assert len(seeds) == len(set(seeds)) == 3 + 2
 
 
+def test_two_seeds_of_one_configuration_are_one_of_the_best(tmp_path: Path, start: Start) -> None:
+    space = {LEARNING_RATE: {"kind": "grid", "choices": [1e-2, 1e-3]}, "seed": {"kind": "grid", "choices": [0, 1]}}
+    search = start(one_arm(tmp_path, space, 1, replication={"top": 2, "seeds": 2}))
+    run(search)
+    rates = [trial.point[LEARNING_RATE] for trial in trials_of(search) if trial.origin == "replication"]
+    assert rates == [1e-2, 1e-2, 1e-3, 1e-3]
+
+
 def test_an_unfinished_replication_comes_again_with_its_seed(tmp_path: Path, start: Start) -> None:
     earlier = start(one_arm(tmp_path, {LEARNING_RATE: RATE}, 1, replication={"top": 1, "seeds": 2}))
     finish(earlier, take(earlier), 0.3)
@@ -835,6 +843,26 @@ def test_the_search_of_an_arm_ends_when_nothing_gets_better(tmp_path: Path, star
     assert restarted(tmp_path / "copy", search, start).propose() is None
 
 
+def test_trials_that_were_stopped_early_brought_nothing_either(tmp_path: Path, start: Start) -> None:
+    stop = {"no_improvement": {"trials": 3, "noise": 0.01}}
+    search = start(one_arm(tmp_path, {LEARNING_RATE: RATE}, 20, stop=stop, early_stopping={"kind": "asha"}))
+    finish(search, take(search), 0.5)
+    for _ in range(3):
+        assert search.reason_to_stop("arm") is None
+        name = take(search)
+        relay(search, name, 10, 0.9)
+        end(search, name, "stopped")
+    assert search.reason_to_stop("arm")
+
+
+def test_a_copy_of_a_trial_tells_nothing_of_the_noise(tmp_path: Path, start: Start) -> None:
+    space = {"seed": {"kind": "categorical", "choices": [1, 2]}}
+    search = start(one_arm(tmp_path, space, 12, stop={"no_improvement": {"trials": 50}}))
+    assert len(run(search, loss=lambda point: 0.4 + point["seed"] / 10)) == 2
+    assert len(trials_of(search)) == 12
+    assert search.noise() == pytest.approx(seed_noise([[0.5, 0.6]]))
+
+
 def test_noise_is_that_of_seeds_of_one_configuration(tmp_path: Path, start: Start) -> None:
     """Two configurations far apart; the seeds of each differ by 0.04."""
     space = {CNN_LAYERS: GRID, "seed": {"kind": "int", "low": 0, "high": 1_000_000}}
@@ -999,3 +1027,18 @@ def test_progress_is_the_share_of_labelled_training(tmp_path: Path, start: Start
         stopper.stops(name, finetuning, [report(5, loss=1.0), report(10, dev_cer=0.5), report(20, dev_cer=0.4)]) is None
     )
     assert search.ledger.evaluations("race") == [Evaluation(name, 0.25, [0.5]), Evaluation(name, 0.5, [0.4])]
+
+
+def test_hours_of_a_trial_are_those_of_all_its_stages(tmp_path: Path, start: Start) -> None:
+    """As they are as an objective of the search: the pre-training counts, wherever it ran."""
+    arms = {"arm": {"trial": pretrain_finetune()}}
+    objectives = searched(1, also_minimise=["accelerator_hours"])
+    search = start(one_arm(tmp_path, {}, 1, arms=arms, early_stopping=EARLY, search=objectives))
+    stopper = Stopper(search.spec, search.ledger)
+    proposal = started(search, stopper)
+    pretraining, finetuning = proposal.stages
+    search.ledger.append(pretraining.fingerprint(), [report(100, seconds_a_step=36.0, contrastive=1.0)])
+    last = report(10, seconds_a_step=36.0, dev_cer=0.5)
+    search.ledger.append(finetuning.fingerprint(), [last])
+    stopper.stops(proposal.trial.trial, finetuning, [last])
+    assert search.ledger.evaluations("race") == [Evaluation(proposal.trial.trial, 0.25, [0.5, pytest.approx(1.1)])]

@@ -14,7 +14,6 @@ import os
 import random
 import re
 import shutil
-import socket
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ from trainables.data.corpora import audio_store
 from trainables.data.corpora.prepare import prepare
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpus import LABELLED
-from trainables.lease import Lease
+from trainables.lease import Lease, here
 from trainables.loop import run_stage
 from trainables.stage import Stage
 from trainables.store import StageStore
@@ -158,7 +157,7 @@ def test_a_lease_that_is_taken_and_given_back(tmp_path: Path, before: str) -> No
     start = tmp_path / "start"
     start.mkdir()
     if before != "no lease":
-        dead = f"{socket.gethostname()} {os.getpid()} 1 {uuid.uuid4().hex}"
+        dead = f"{here()} {os.getpid()} 1 {uuid.uuid4().hex}"
         (start / "a.lease").write_text(dead if before == "a dead holder's" else "")
 
     def take(folder: Path) -> None:

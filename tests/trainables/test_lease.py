@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.processes import eventually
-from trainables.lease import Lease, LeaseLostError
+from trainables import lease as lease_module
+from trainables.lease import Lease, LeaseLostError, here, process_is_gone, process_start, wait_for_silence
 from trainables.store import write_atomically
 
 # Identity
@@ -69,14 +70,60 @@ def test_a_lease_of_a_killed_process_can_be_taken_at_once(tmp_path: Path) -> Non
 
 def test_a_later_process_with_the_number_of_a_dead_holder_does_not_keep_its_lease(tmp_path: Path) -> None:
     path = tmp_path / "a.lease"
-    path.write_text(f"{socket.gethostname()} {os.getpid()} 1 abc")
+    path.write_text(f"{here()} {os.getpid()} 1 abc")
     assert not Lease(path).held_by_another()
+
+
+def test_a_process_of_another_container_with_this_machines_name_may_live(tmp_path: Path) -> None:
+    path = tmp_path / "a.lease"
+    path.write_text(f"{socket.gethostname()}/pid:[1] {os.getpid()} 1 abc")
+    lease = Lease(path)
+    assert lease.held_by_another()
+    assert not lease.is_held_here()
+
+
+def test_a_process_that_the_system_hides_may_live_and_one_that_is_nowhere_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As /proc with `hidepid=2` shows those of other users: not at all."""
+    pid, start = os.getpid(), process_start(os.getpid())
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    monkeypatch.setattr(lease_module, "process_start", lambda pid: "?")
+    assert not process_is_gone(here(), here(), str(pid), start)
+    assert process_is_gone(here(), here(), str(ended.pid), start)
+
+
+def test_who_waits_for_silence_takes_over_from_a_holder_on_a_dead_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lease, "STALE_SECONDS", 0.5)
+    monkeypatch.setattr(Lease, "HEARTBEAT_SECONDS", 1.0)
+    path = tmp_path / "a.lease"
+    path.write_text(FOREIGN)
+    wait_for_silence(Lease(path))
+    with Lease(path).hold() as lease:
+        assert lease is not None
+
+
+def test_a_holder_learns_at_once_that_it_was_taken_over_when_it_asks(tmp_path: Path) -> None:
+    path = tmp_path / "a.lease"
+    with Lease(path).hold() as lease:
+        assert lease is not None
+        lease.confirm()
+        path.write_text(FOREIGN)
+        lease.check()  # the next beat will tell
+        with pytest.raises(LeaseLostError):
+            lease.confirm()
+        with pytest.raises(LeaseLostError):
+            lease.check()
+    assert path.read_text() == FOREIGN
 
 
 def test_several_that_find_a_dead_holder_take_turns_and_leave_no_lease(tmp_path: Path) -> None:
     """None may take a lease away that another one has just taken."""
     path, inside, num_rounds = tmp_path / "a.lease", threading.Semaphore(1), 300
-    dead = f"{socket.gethostname()} {os.getpid()} 1"
+    dead = f"{here()} {os.getpid()} 1"
     rounds = threading.Barrier(4, action=lambda: path.write_text(f"{dead} {uuid.uuid4().hex}"), timeout=60)
 
     def take_over() -> int:

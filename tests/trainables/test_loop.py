@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 from tests.conftest import SMALL_MODEL, pretrain_finetune, small_trial
 from trainables.device import hardware_name
+from trainables.lease import LeaseLostError
 from trainables.loop import DivergedError, StageBusyError, run_stage
 from trainables.stage import Report, Stage
 from trainables.store import StageStore
@@ -90,6 +92,49 @@ def test_a_stage_that_another_live_process_runs_is_busy(small_corpus: Path, tmp_
     assert run(stage, store)
 
 
+def test_a_worker_that_was_taken_over_changes_nothing_that_its_successor_reads(
+    small_corpus: Path, tmp_path: Path
+) -> None:
+    """As one does that was paused, with its machine perhaps, for longer than a lease lives."""
+    settings = {"steps": 6, "evaluate_every": 2, "report_every": 1}
+    stage, store = stages(small_corpus, {"kind": "supervised", "train": settings})[0], StageStore(tmp_path)
+    theirs: dict[Path, bytes] = {}
+
+    def take_over(report: Report) -> None:
+        if report.step < 4 or theirs:
+            return
+        store.lease(stage).path.write_text("another-host.invalid 1 1 abc")  # type: ignore[union-attr]
+        theirs.update({path: path.read_bytes() for path in store.partial_folder(stage).iterdir()})
+
+    with pytest.raises(LeaseLostError):
+        run_stage(stage, store, take_over)
+    assert any(path.name.startswith("kept-") for path in theirs)
+    assert {path: path.read_bytes() for path in theirs} == theirs
+    assert store.result(stage) is None
+    store.lease(stage).path.unlink()  # type: ignore[union-attr]
+    assert without_times(run(stage, store)) == without_times(run(stage, StageStore(tmp_path / "undisturbed")))
+
+
+def test_a_checkpoint_whose_kept_weights_are_gone_is_left_out(small_corpus: Path, tmp_path: Path) -> None:
+    settings = {"steps": 6, "evaluate_every": 2, "report_every": 1}
+    stage, store = stages(small_corpus, {"kind": "supervised", "train": settings})[0], StageStore(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(stage, store, _interrupt_at(5))
+    kept = list(store.partial_folder(stage).glob("kept-*.safetensors"))
+    assert kept
+    for path in kept:
+        path.unlink()
+    assert without_times(run(stage, store)) == without_times(run(stage, StageStore(tmp_path / "undisturbed")))
+
+
+def _interrupt_at(step: int) -> Callable[[Report], None]:
+    def report(found: Report) -> None:
+        if found.step == step:
+            raise KeyboardInterrupt
+
+    return report
+
+
 def test_the_loss_falls_on_real_speech(small_corpus: Path, tmp_path: Path) -> None:
     """A golden run on 30 utterances; this test's own settings gave CTC 89.1 at step 10 and 23.8 at step 150."""
     model = {**SMALL_MODEL, "cnn_width": 64, "gru_width": 64, "mel_bins": 40}
@@ -108,7 +153,9 @@ def test_training_needs_neither_ray_nor_mlflow_nor_optuna(small_corpus: Path, tm
     """In a process of its own, for this one may have imported them."""
     program = f"""
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from trainables.lease import LeaseLostError
 from trainables.loop import run_stage
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of

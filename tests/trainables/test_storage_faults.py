@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -36,7 +35,7 @@ from trainables.checkpoint import load_checkpoint, save_checkpoint
 from trainables.data.corpora.prepare import prepare
 from trainables.data.corpora.segment import PublishedCorpus, Segment
 from trainables.data.corpus import LABELLED
-from trainables.lease import Lease
+from trainables.lease import Lease, here
 from trainables.loop import run_stage
 from trainables.stage import Stage
 from trainables.store import StageStore, write_atomically
@@ -252,7 +251,7 @@ def test_a_finished_stage_can_be_read_from_read_only_storage(tmp_path: Path, rea
     train(store, "weights")
     store.commit(FINETUNE, result(1))
     (store.folder(FINETUNE) / "checkpoint.pt").touch()
-    store.lease(FINETUNE).path.write_text(f"{socket.gethostname()} {os.getpid()} 1 abc")  # of a dead process
+    store.lease(FINETUNE).path.write_text(f"{here()} {os.getpid()} 1 abc")  # of a dead process
     before = contents(store.root)
     storage = read_only(store.root)
     assert StageStore(storage).result(FINETUNE) == result(1)

@@ -50,7 +50,7 @@ def clean(text: str, language: str) -> str:
     `language` is an ISO 639-1 code; one without rules of its own gets the common ones. Never raises, and cleaning
     what is clean changes nothing.
     """
-    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES).replace(*KHANDA_TA))
+    text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES).replace(*KHANDA_TA)).translate(_APOSTROPHES)
     text = _OUTER_APOSTROPHE.sub(" ", _without_stray_marks(text.translate(_PLAIN)))
     text = _HAN_BESIDE_LATIN.sub(" ", _SPACE_IN_HAN.sub("", text))
     if language == "mn":

@@ -268,8 +268,12 @@ def read_mixture(config: MixtureConfig) -> Corpus:
     train, dev, test = (_joined((getattr(corpus, split) for corpus in corpora), "labelled") for split in LABELLED)
     unlabelled = _joined((read_corpus(source).unlabelled for source in config.unlabelled), "unlabelled")
     held_out = {u.id for u in (*dev, *test)}
-    if leaked := sorted(held_out & {u.id for u in unlabelled}):
-        raise CorpusError(f"utterance {leaked[0]!r} of dev or test is among the mixture's unlabelled speech")
+    for role, part in (("train", train), ("unlabelled", unlabelled)):
+        if leaked := sorted(held_out & {u.id for u in part}):
+            raise CorpusError(
+                f"id {leaked[0]!r} is in dev or test of a mixture and in its {role} speech: it is the same utterance, "
+                "and must be left out there, or another one, and needs an id of its own"
+            )
     return Corpus(train, dev, test, unlabelled, config.sampling_exponent)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -75,8 +76,9 @@ class BeamSearch:
 
 def _spelling(word: str, symbols: Characters) -> tuple[int, ...]:
     """Without the boundary at its end; nothing when a letter is missing."""
-    indices = symbols.encode(word.lower())
-    if symbols.decode(indices).strip() != word.lower():
+    written = unicodedata.normalize("NFC", word.lower())  # as transcripts are
+    indices = symbols.encode(written)
+    if symbols.decode(indices).strip() != written:
         return ()
     return tuple(indices[:-1] if indices[-1] == symbols.boundary else indices)
 
@@ -147,7 +149,7 @@ class _Decoder:
         if not best:
             return ""
         if self.over_words:
-            return " ".join(best[0].words).lower()
+            return unicodedata.normalize("NFC", " ".join(best[0].words).lower())
         return "".join(self.symbols[i] for i in best[0].tokens.tolist() if i != BLANK).strip().lower()
 
     def _certain_boundary(self, scores_TV: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ EXTRACTOR_GRADIENT = (
     "Factor on the gradient that reaches the feature extractor (fairseq's feature_grad_mult); 0: it is frozen."
 )
 EQUAL_MASKS = (
-    "As many masked frames in every utterance of a batch as in the one with the fewest (fairseq's require_same_masks)."
+    "As many masked frames (and channels) in every utterance of a batch as in the one with the fewest (fairseq's "
+    "require_same_masks)."
 )
 
 

@@ -41,12 +41,14 @@ def ctc_log_probabilities(
             length=mask.time_length,
             min_spans=mask.min_spans,
         )
-        if mask.equal:
-            mask_BT = equalise(mask_BT, batch.seeds, batch.counted, device)
-        mask_BT = mask_BT.to(device, non_blocking=True)
         channel_mask_BC = channel_masks(
             backbone.mask_width, batch.seeds, probability=mask.channel_probability, length=mask.channel_length
-        ).to(device, non_blocking=True)
+        )
+        if mask.equal:
+            mask_BT = equalise(mask_BT, batch.seeds, batch.counted, device)
+            channel_mask_BC = equalise(channel_mask_BC, batch.seeds, batch.counted, device, "equal channels")
+        mask_BT = mask_BT.to(device, non_blocking=True)
+        channel_mask_BC = channel_mask_BC.to(device, non_blocking=True)
     context_BTC = backbone.context(
         backbone.feature_norm(features_BTD), num_frames_B, mask_BT, channel_mask_BC, seed=batch.seed
     )

@@ -46,17 +46,19 @@ def time_masks(
     return torch.from_numpy(mask_BT)
 
 
-def equalise(mask_BT: Tensor, seeds: Sequence[int], counted: bool, device: torch.device) -> Tensor:
-    """The masks with as many frames each as the one with the fewest in the batch, over all workers.
+def equalise(
+    mask_BT: Tensor, seeds: Sequence[int], counted: bool, device: torch.device, purpose: str = "equal"
+) -> Tensor:
+    """The masks with as many frames (or channels) each as the one with the fewest in the batch, over all workers.
 
-    The frames that stay are drawn from each utterance's seed (fairseq's `require_same_masks`).
+    Those that stay are drawn from each utterance's seed (fairseq's `require_same_masks`).
     """
     fewest = int(mask_BT.sum(1).min()) if counted else mask_BT.shape[1]
     fewest = min_over_workers(fewest, device)
     equal_BT = torch.zeros_like(mask_BT)
     for row, mask, seed in zip(equal_BT, mask_BT, seeds, strict=True):
         frames = mask.nonzero()[:, 0].numpy()
-        row[torch.from_numpy(numpy_generator(seed, "equal").permutation(frames)[:fewest])] = True
+        row[torch.from_numpy(numpy_generator(seed, purpose).permutation(frames)[:fewest])] = True
     return equal_BT
 
 
