@@ -12,14 +12,22 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from trainables.object_lease import ObjectLease
+from typing import Protocol
 
 
 class LeaseLostError(RuntimeError):
     """Another worker took over the stage, because this one seemed dead."""
+
+
+class WatchedLease(Protocol):
+    """What those who wait for a lease ask of it, wherever it is kept."""
+
+    HEARTBEAT_SECONDS: float
+    STALE_SECONDS: float
+
+    def held_by_another(self) -> bool: ...
+
+    def is_held_here(self) -> bool: ...
 
 
 class Lease:
@@ -171,7 +179,7 @@ def _is_no_process(pid: int) -> bool:
     return False
 
 
-def wait_for_silence(lease: Lease | ObjectLease) -> None:
+def wait_for_silence(lease: WatchedLease) -> None:
     """Wait for as long as it takes to know that a holder on another machine has died."""
     deadline = time.monotonic() + lease.STALE_SECONDS + lease.HEARTBEAT_SECONDS
     while lease.held_by_another() and not lease.is_held_here() and time.monotonic() < deadline:

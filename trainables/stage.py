@@ -151,7 +151,7 @@ class Stage(Config):
     seed: int
     initial: InitialWeights | None = None
     start: TrainedWeights | None = None
-    version: int = Field(5, description="Bumped by hand when the mathematics of training changes.")
+    version: int = Field(4, description="Raised by hand where the mathematics of training changes.")
     checkpoint_seconds: float = cosmetic(20.0, description="Time between checkpoints.", gt=0)
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,14 @@ class TestLexicon:
         assert dict(search_of(arpa, LETTERS, ["it's", "naïve"]).spellings) == {
             "it's": tuple(LETTERS.encode("it's"))[:-1]
         }
+
+    def test_decomposed_letters_are_spelled_as_transcripts_have_them(self, arpa: Path) -> None:
+        symbols = Characters(["canción está"])
+        composed = "canción"
+        decomposed = unicodedata.normalize("NFD", composed)
+        assert decomposed != composed
+        ((_, spelling),) = search_of(arpa, symbols, [composed]).spellings
+        assert search_of(arpa, symbols, [decomposed]).spellings == ((decomposed, spelling),)
 
     def test_none_left_is_refused(self, arpa: Path) -> None:
         with pytest.raises(ValueError, match=r"no word that the recogniser can write; give one in its alphabet"):

@@ -33,6 +33,7 @@ languages = st.sampled_from(LANGUAGES)
 @example("a'\u0301'b", "en")
 @example("\u0627\u064e\u0653", "ar")
 @example("a\u200d\u0301", "en")
+@example("is \u0149 man", "af")
 def test_what_is_clean_is_not_changed(text: str, language: str) -> None:
     cleaned = clean(text, language)
     assert clean(cleaned, language) == cleaned

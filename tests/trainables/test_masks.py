@@ -119,3 +119,13 @@ def test_channel_masks_depend_on_the_seed_alone_and_differ_from_utterance_to_utt
     assert mask_BD.shape == (20, 144)
     assert torch.equal(mask_BD.flip(0), channel_masks(144, seeds[::-1], probability=0.3, length=8))
     assert len({row.numpy().tobytes() for row in mask_BD}) > 15
+
+
+def test_channel_masks_of_a_batch_have_the_same_number_of_spans_as_often_as_asked() -> None:
+    """Spans of one channel cannot overlap, so that the sums are the numbers of spans: here 0.8 on average."""
+    drawn = [
+        channel_masks(8, range(4 * batch, 4 * batch + 4), probability=0.1, length=1, batch_seed=batch).sum(1)
+        for batch in range(400)
+    ]
+    assert all(len(set(spans.tolist())) == 1 for spans in drawn)
+    assert 0.74 < np.mean([int(spans[0]) for spans in drawn]) < 0.86  # three standard errors

@@ -95,12 +95,23 @@ def test_speech_of_dev_or_test_among_the_unlabelled_is_refused(tmp_path: Path, s
     labelled = FolderConfig(root=write_corpus(tmp_path / "labelled", rows))
     leaking = FolderConfig(root=write_corpus(tmp_path / "leaking", in_train(rows, split)))
     leaked = next(row["id"] for row in rows if row["split"] == split)
-    with pytest.raises(CorpusError, match=rf"^utterance '{leaked}' of dev or test is among the mixture's unlabelled"):
+    with pytest.raises(CorpusError, match=rf"^id '{leaked}' is in dev or test of a mixture and in its unlabelled"):
         read(leaking, ITALIAN, labelled=labelled)
     assert read(labelled, ITALIAN, labelled=labelled).unlabelled
     trial = TrialConfig.model_validate({"corpus": mixture(leaking, labelled=labelled), "regime": SUPERVISED})
     ((field, message),) = problems(trial)
     assert (field, leaked in message) == ("corpus", True)
+
+
+def test_speech_of_dev_in_the_train_split_of_another_labelled_corpus_is_refused(tmp_path: Path) -> None:
+    rows = spanish_rows(24)
+    one = FolderConfig(root=write_corpus(tmp_path / "one", rows))
+    leaked = next(row["id"] for row in rows if row["split"] == "dev")
+    others = [row if row["id"] == leaked else {**row, "id": f"another-{row['id']}"} for row in in_train(rows, "dev")]
+    other = FolderConfig(root=write_corpus(tmp_path / "other", others))
+    both = {"kind": "mixture", "labelled": [one, other], "unlabelled": [ITALIAN]}
+    with pytest.raises(CorpusError, match=rf"'{leaked}'"):
+        read_corpus(MixtureConfig.model_validate(both))
 
 
 def test_the_corpora_of_a_mixture_are_found_from_anywhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

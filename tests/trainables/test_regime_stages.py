@@ -186,6 +186,14 @@ def test_supervised_training_and_fine_tuning_are_ctc_with_a_frozen_start() -> No
         assert phase.frozen_backbone_steps == 3
 
 
+def test_only_stages_with_equal_masks_have_the_new_version_of_the_mathematics() -> None:
+    equal = {"kind": "ctc", "mask": {"equal": True}}
+    versions = [stage.version for stage in stages(pretrain_finetune(loss=equal))]
+    versions += [stage.version for stage in stages(bl_just(loss={"ctc": equal}))]
+    assert versions == [4, 5, 5, 4]
+    assert {stage.version for stage in stages(pretrain_finetune())} == {4}
+
+
 @pytest.mark.parametrize("loss", [{"negatives": 7}, {"kind": "cpc", "negatives": 7}])
 def test_pretraining_has_its_loss_and_one_learning_rate(loss: dict[str, Any]) -> None:
     (pretrain, _) = stages({**pretrain_finetune(), "pretrain": {**PRETRAIN, "loss": loss}})

@@ -19,7 +19,7 @@ from trainables.losses import masks
 from trainables.losses.config import ContrastiveConfig, MaskConfig
 from trainables.losses.contrastive import MaskedFrames, contrastive_masks, draw_negatives
 from trainables.losses.ctc import ctc_log_probabilities
-from trainables.losses.masks import equalise
+from trainables.losses.masks import channel_masks, equalise
 
 FRAMES = st.lists(st.integers(30, 150), min_size=1, max_size=6)
 SEEDS = st.integers(0, 10_000)
@@ -149,7 +149,7 @@ def test_two_masked_frames_are_each_other_s_only_distractor() -> None:
 
 
 def test_equal_masks_of_ctc(small_corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the context network gets: equal counts, parts of the unequal masks, and the same channels."""
+    """What the context network gets: equal counts of frames and of channels, parts of the unequal masks."""
     corpus = corpus_of(small_corpus)
     model = small_model(corpus)
     batch = batch_of(corpus, range(6))
@@ -161,14 +161,22 @@ def test_equal_masks_of_ctc(small_corpus: Path, monkeypatch: pytest.MonkeyPatch)
         return context(features, num_frames, mask, channels, seed=seed)
 
     monkeypatch.setattr(model.backbone, "context", watched)
-    settings = MaskConfig(time_probability=0.65, channel_probability=0.3)
+    settings = MaskConfig(time_probability=0.65, channel_probability=0.5, channel_length=3)
     outputs = [ctc_log_probabilities(model, batch, settings.with_(equal=equal))[0] for equal in (False, True, True)]
     (own, own_channels), (equal, channels), (again, _) = seen
-    assert len(set(own.sum(1).tolist())) > 1
-    assert equal.sum(1).tolist() == [int(own.sum(1).min())] * 6
-    assert 0 < int(equal.sum()) < int(own.sum())
-    assert not (equal & ~own).any()
+    spans = channel_masks(
+        model.backbone.mask_width,
+        batch.seeds,
+        probability=settings.channel_probability,
+        length=settings.channel_length,
+        batch_seed=batch.seed,
+    )
+    for unequal, equalised in ((own, equal), (spans, channels)):
+        assert len(set(unequal.sum(1).tolist())) > 1
+        assert equalised.sum(1).tolist() == [int(unequal.sum(1).min())] * 6
+        assert 0 < int(equalised.sum()) < int(unequal.sum())
+        assert not (equalised & ~unequal).any()
+    assert len(set(own_channels.sum(1).tolist())) > 1
     assert torch.equal(equal, again)
-    assert torch.equal(own_channels, channels)
     assert not torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[1], outputs[2])

@@ -42,7 +42,11 @@ def ctc_log_probabilities(
             min_spans=mask.min_spans,
         )
         channel_mask_BC = channel_masks(
-            backbone.mask_width, batch.seeds, probability=mask.channel_probability, length=mask.channel_length
+            backbone.mask_width,
+            batch.seeds,
+            probability=mask.channel_probability,
+            length=mask.channel_length,
+            batch_seed=batch.seed if mask.equal else None,
         )
         if mask.equal:
             mask_BT = equalise(mask_BT, batch.seeds, batch.counted, device)

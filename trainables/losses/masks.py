@@ -12,17 +12,25 @@ from trainables.data.seeds import numpy_generator
 from trainables.distributed import min_over_workers
 
 
-def span_mask(size: int, probability: float, length: int, min_spans: int, random: np.random.Generator) -> np.ndarray:
+def span_mask(
+    size: int,
+    probability: float,
+    length: int,
+    min_spans: int,
+    random: np.random.Generator,
+    rounding: float | None = None,
+) -> np.ndarray:
     """(size,) True inside spans; overlaps allowed, starts distinct.
 
-    The number of spans is probability x size / length, rounded up or down at random, at least `min_spans`
-    (`compute_mask_indices` of fairseq, static lengths). At least one position stays unmasked.
+    The number of spans is probability x size / length, rounded up or down at random (by `rounding`, from [0, 1), where
+    it is given), at least `min_spans` (`compute_mask_indices` of fairseq, static lengths). At least one position stays
+    unmasked.
     """
     mask = np.zeros(size, dtype=bool)
     length = min(length, size - 1)
     if length < 1 or probability == 0:
         return mask
-    num_spans = max(min_spans, int(probability * size / length + random.random()))
+    num_spans = max(min_spans, int(probability * size / length + (random.random() if rounding is None else rounding)))
     num_starts = size - length
     starts = random.choice(num_starts, min(num_spans, num_starts), replace=False)
     mask[(starts[:, None] + np.arange(length)).ravel()] = True
@@ -62,7 +70,10 @@ def equalise(
     return equal_BT
 
 
-def channel_masks(width: int, seeds: Sequence[int], *, probability: float, length: int) -> Tensor:
-    """(B, D) masks over the channels of each utterance."""
-    rows = [span_mask(width, probability, length, 0, numpy_generator(seed, "channels")) for seed in seeds]
+def channel_masks(
+    width: int, seeds: Sequence[int], *, probability: float, length: int, batch_seed: int | None = None
+) -> Tensor:
+    """(B, D) masks over the channels of each utterance. With `batch_seed`, all have the same number of spans."""
+    rounding = None if batch_seed is None else numpy_generator(batch_seed, "channels").random()
+    rows = [span_mask(width, probability, length, 0, numpy_generator(seed, "channels"), rounding) for seed in seeds]
     return torch.from_numpy(np.stack(rows))

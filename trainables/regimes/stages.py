@@ -98,7 +98,15 @@ def _stage(
         precision=settings.precision,
         compile_layers=settings.compile_layers,
         checkpoint_seconds=settings.checkpoint_seconds,
+        version=_version(phases),
     )
+
+
+def _version(phases: tuple[Phase, ...]) -> int:
+    """Of the mathematics. 5: equal masks are so of channels too; stages without them stay what they were, at 4."""
+    ctc = [loss.ctc for phase in phases if isinstance(loss := phase.loss, BilevelConfig | PseudoLabelConfig)]
+    ctc += [loss for phase in phases if isinstance(loss := phase.loss, CtcConfig)]
+    return 5 if any(loss.mask.equal for loss in ctc) else 4
 
 
 def _with_dropout(model: ModelConfig, dropout: StageDropoutConfig | None) -> ModelConfig:
