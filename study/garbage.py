@@ -1,4 +1,4 @@
-"""What of a storage folder can go: `study gc`, and the quota of a study.
+"""What of a storage folder, or of stages in object storage, can go: `study gc`, and the quota of a study.
 
 Curves and results are in the ledger and stay. What is removed does not exist any more: a trial that needs the stage
 trains it again.
@@ -25,27 +25,32 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from study.ledger import Ledger, Trial
 from trainables.lease import Lease
-from trainables.remote_stages import LISTING
+from trainables.object_storage import checked_url
+from trainables.remote_stages import LISTING, RemoteStages
 from trainables.settings_file import SettingsError
 
 LOGS_KEPT_SECONDS = 24 * 3600.0
 # What a stage is called in the store, and what is added to that while it is trained or removed. Others are left alone.
 _STAGE_FOLDER = re.compile(r"\.?(?P<stage>[\w-]+-[0-9a-f]{16})(\.partial)?(\.[0-9a-f]{8})?")
 _HELD = "a worker has it"
+State = Literal["finished", "unfinished", "removed"]  # removed: what an interrupted removal has left
 
 
 @dataclass(frozen=True)
 class Item:
-    """A folder of the storage: what it is, its size, and why it is kept (None: it can go).
+    """A folder, or a stage in object storage: what it is, its size, and why it is kept (None: it can go).
 
     `garbage`: nobody will ask for it, so that it goes without a quota, too.
     """
 
-    path: Path
+    path: Path | str  # or a URL
     what: str
     bytes: int
     kept: str | None
     garbage: bool = False
+
+
+_Ranked = tuple[float, float, Item]  # less than others in rank and age: goes before them
 
 
 @dataclass
@@ -66,7 +71,7 @@ def survey(ledger: Ledger, storage: Path, keep_best: int = 1) -> list[Item]:
     `keep_best` trials of each arm, and of replications.
     """
     uses, running = _uses(ledger, keep_best), _running_specs(ledger)
-    found: list[tuple[float, float, Item]] = []
+    found: list[_Ranked] = []
     for folder in [stage for kind in _folders(storage / "stages") for stage in _folders(kind)]:
         if match := _STAGE_FOLDER.fullmatch(folder.name):
             use = uses.get(match["stage"], _Use())
@@ -74,6 +79,31 @@ def survey(ledger: Ledger, storage: Path, keep_best: int = 1) -> list[Item]:
             found.append((-use.rank, modified_at, item))
     training = any(item.kept == _HELD for *_, item in found)
     found += [(0.0, modified_at, item) for item, modified_at in _logs(storage / "ray", training=training)]
+    return _in_order(found)
+
+
+def survey_remote(ledger: Ledger, remote: RemoteStages, keep_best: int = 1) -> list[Item]:
+    """Every stage in object storage, in the same order.
+
+    Other ledgers may have stages there: what no trial of this one has is kept. Raises ObjectStorageError.
+    """
+    uses, running = _uses(ledger, keep_best), _running_specs(ledger)
+    found: list[_Ranked] = []
+    for place, objects in remote.measure().items():
+        kind, _, stage = place.partition("/")
+        state: State = "finished" if "DONE" in objects else "unfinished"
+        use = uses.get(stage, _Use())
+        held = "lease" in objects and remote.lease(place).held_by_another()
+        kept = _why_kept(use, state, named=stage in running, held=held)
+        if kept != _HELD and not use.trials:
+            kept = "no trial of this ledger has it"
+        size = sum(num_bytes for num_bytes, _ in objects.values())
+        item = _item(f"{remote.url}/stages/{place}", kind, state, use, size, kept)
+        found.append((-use.rank, max(written_at for _, written_at in objects.values()), item))
+    return _in_order(found)
+
+
+def _in_order(found: list[_Ranked]) -> list[Item]:
     found.sort(key=lambda f: (f[2].kept is not None, not f[2].garbage, f[0], f[1]))
     return [item for *_, item in found]
 
@@ -96,9 +126,14 @@ def over_quota(items: Sequence[Item], quota_bytes: int) -> list[Item]:
     return chosen
 
 
-def remove(ledger: Ledger, items: Iterable[Item]) -> list[Item]:
-    """Remove these folders. Returns those that went: what has come into use since `survey` stays."""
-    return [item for item in items if _remove(ledger, item.path)]
+def remove(ledger: Ledger, items: Iterable[Item], remote: RemoteStages | None = None) -> list[Item]:
+    """Remove these folders, or stages of `remote`. Returns those that went: what has come into use since stays.
+
+    Raises ObjectStorageError.
+    """
+    if remote:
+        return [item for item in items if _remove_remote(ledger, remote, str(item.path))]
+    return [item for item in items if _remove(ledger, Path(item.path))]
 
 
 def _uses(ledger: Ledger, keep_best: int) -> dict[str, _Use]:
@@ -146,23 +181,31 @@ def _running_specs(ledger: Ledger) -> str:
 def _stage_item(folder: Path, use: _Use, *, named: bool) -> tuple[Item, float]:
     """The folder, and when it was last modified."""
     size, modified_at = _measured(folder)
-    state, kept = _state(folder), None
-    if state == "finished":
-        kept = use.kept if use.trials else "no trial here has it: it was trained without a study"
-        kept = "a study that is not over starts from it" if named else kept
-    if state != "removed" and use.unfinished:
-        kept = f"{use.unfinished} needs it"
-    if _lease(folder).held_by_another():
-        kept = _HELD
-    elif state == "unfinished" and (folder / LISTING).exists():
+    state = _state(folder)
+    kept = _why_kept(use, state, named=named, held=_lease(folder).held_by_another())
+    if kept != _HELD and state == "unfinished" and (folder / LISTING).exists():
         kept = "a worker may have it: its lease is in object storage"
-    what = " ".join([*([] if state == "finished" else [state]), folder.parent.name, "of", _shown(use.trials)])
-    garbage = kept is None and state != "finished"
-    return Item(folder, what, size, kept, garbage), modified_at
+    return _item(folder, folder.parent.name, state, use, size, kept), modified_at
 
 
-def _state(folder: Path) -> Literal["finished", "unfinished", "removed"]:
-    """`removed`: what an interrupted removal has left."""
+def _why_kept(use: _Use, state: State, *, named: bool, held: bool) -> str | None:
+    if held:
+        return _HELD
+    if use.unfinished and state != "removed":
+        return f"{use.unfinished} needs it"
+    if state != "finished":
+        return None
+    if named:
+        return "a study that is not over starts from it"
+    return use.kept if use.trials else "no trial here has it: it was trained without a study"
+
+
+def _item(path: Path | str, kind: str, state: State, use: _Use, size: int, kept: str | None) -> Item:
+    what = " ".join([*([] if state == "finished" else [state]), kind, "of", _shown(use.trials)])
+    return Item(path, what, size, kept, garbage=kept is None and state != "finished")
+
+
+def _state(folder: Path) -> State:
     if folder.name.startswith("."):
         return "removed"
     if folder.suffix == ".partial":
@@ -202,6 +245,12 @@ def _remove(ledger: Ledger, folder: Path) -> bool:
             return False
     shutil.rmtree(away, ignore_errors=True)
     return not away.exists()
+
+
+def _remove_remote(ledger: Ledger, remote: RemoteStages, url: str) -> bool:
+    """Remove a stage that `survey_remote` found, unless it is in use now."""
+    place = url.removeprefix(f"{remote.url}/stages/")
+    return remote.remove(place, lambda: place.partition("/")[2] in _needed(ledger))
 
 
 def _needed(ledger: Ledger) -> set[str]:
@@ -246,6 +295,7 @@ def _shown(trials: Sequence[str]) -> str:
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     gc = verbs.add_parser("gc", help="remove weights and logs that no study needs")
     gc.add_argument("--storage", type=Path, default=Path("results"), help="storage folder (default: results)")
+    gc.add_argument("--stages", metavar="URL", help="remove stages from this object storage, not from the folder")
     gc.add_argument("--quota", help="remove weights of the worst trials, too, until no more is left than e.g. 10GB")
     gc.add_argument("--keep-best", type=int, default=1, help="trials of each arm whose weights stay (default: 1)")
     gc.add_argument("--dry-run", action="store_true", help="tell what would go, and remove nothing")
@@ -258,10 +308,14 @@ def _gc(options: argparse.Namespace) -> int:
     if options.keep_best < 0:
         raise SettingsError([f"--keep-best must be 0 or more, got {options.keep_best}"])
     ledger = Ledger.existing(options.storage.absolute())
-    items = survey(ledger, options.storage.absolute(), options.keep_best)
+    remote = _remote(options.stages) if options.stages else None
+    if remote:
+        items = survey_remote(ledger, remote, options.keep_best)
+    else:
+        items = survey(ledger, options.storage.absolute(), options.keep_best)
     over = [] if quota is None else over_quota(items, quota)
     chosen = [item for item in items if item.garbage or item in over]
-    gone = chosen if options.dry_run else remove(ledger, chosen)
+    gone = chosen if options.dry_run else remove(ledger, chosen, remote)
     left = sum(item.bytes for item in items if item not in gone)
     if options.json:
         rows = [asdict(item) | {"path": str(item.path), "removed": item in gone} for item in items]
@@ -269,6 +323,13 @@ def _gc(options: argparse.Namespace) -> int:
     else:
         _print(items, gone, left, quota, dry_run=options.dry_run)
     return 0
+
+
+def _remote(url: str) -> RemoteStages:
+    try:
+        return RemoteStages(checked_url(url))
+    except ValueError as error:
+        raise SettingsError([f"--stages {error}"]) from None
 
 
 def _quota(text: str) -> int:
@@ -292,7 +353,8 @@ def _print(items: Sequence[Item], gone: Sequence[Item], left: int, quota: int | 
         table.add_row(item.what, _size(item.bytes), why)
     console = make_console()
     console.print(table)
-    console.print(f"{len(gone)} folders, {_size(sum(item.bytes for item in gone))}, {went}; {_size(left)} {rest}")
+    freed = _size(sum(item.bytes for item in gone))
+    console.print(f"{len(gone)} of {len(items)}, {freed}, {went}; {_size(left)} {rest}")
     if quota is not None and left > quota:
         console.print(f"What is kept is more than the quota of {_size(quota)}; raise it, or lower --keep-best.")
 

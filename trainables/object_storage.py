@@ -151,6 +151,14 @@ class ObjectStorage:
         with self._explained(folder):
             return sorted(found["path"] for some in obstore.list(self._bucket, folder) for found in some)
 
+    def measure(self, folder: str) -> dict[str, tuple[int, float]]:
+        """Of each object below the folder: bytes, and when it was last written, in Unix time."""
+        import obstore
+
+        with self._explained(folder):
+            every = [found for some in obstore.list(self._bucket, folder) for found in some]
+        return {found["path"]: (found["size"], found["last_modified"].timestamp()) for found in every}
+
     def download(self, key: str, path: Path, num_bytes: int) -> None:
         """Write the object to a new file, in parts of which several come at a time.
 

@@ -16,7 +16,7 @@ import hashlib
 import logging
 import shutil
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -127,6 +127,34 @@ class RemoteStages:
             if self.lease(place).held_by_another():
                 found.append(_key(place, "lease"))
         return [f"{self.url}/{key}" for key in sorted(found)]
+
+    def measure(self) -> dict[str, dict[str, tuple[int, float]]]:
+        """Of each stage, by its place: its objects' names, bytes, and when they were last written, in Unix time."""
+        places: dict[str, dict[str, tuple[int, float]]] = {}
+        for key, measured in self._storage.measure("stages").items():
+            _, kind, stage, name = key.split("/", 3)
+            places.setdefault(f"{kind}/{stage}", {})[name] = measured
+        return places
+
+    def remove(self, place: str, is_needed: Callable[[], bool]) -> bool:
+        """Delete the stage, finished or not, unless it is in use. Whether it went.
+
+        `is_needed` is asked when nobody can see the stage any more. Whoever looks for it meanwhile sees that a worker
+        has it, and waits.
+        """
+        lease = self.lease(place)
+        lease.held_by_another()  # a dead holder's is given up
+        with lease.hold() as held:
+            if held is None:
+                return False
+            finished = self.mark_of(place)
+            self._storage.delete([_key(place, "DONE")])
+            if is_needed():
+                if finished:
+                    self._storage.create(_key(place, "DONE"), finished.content)
+                return False
+            self.tidy(place)
+        return True
 
     # ---- unfinished stages: only for the lease's holder ----------------------------------------------------------
 

@@ -46,10 +46,10 @@ ARMS = {"slow": {"trial": pretrain_finetune(), "space": SPACE}}
 class Studied:
     """A study with trials that have folders; the arm pre-trains once and fine-tunes with several rates."""
 
-    def __init__(self, storage: Path, name: str = "race") -> None:
-        self.spec: StudySpec = spec_of(storage, study=name, arms=ARMS)
+    def __init__(self, storage: Path, name: str = "race", url: str | None = None) -> None:
+        self.spec: StudySpec = spec_of(storage, study=name, arms=ARMS, stages=url)
         self.ledger = open_study(self.spec)
-        self.store = StageStore(storage)
+        self.store = StageStore(storage, url)
 
     def add(
         self, number: int, rate: float, *, cer: float | None = None, status: Status = "finished"
@@ -427,7 +427,7 @@ class TestCommand:
         printed = capsys.readouterr().out
         assert "finetune of no trial" in printed
         assert "pretrain of race/slow-000 and 1 more" in printed
-        assert "3 folders" in printed
+        assert "3 of 4, " in printed
         assert "would be removed" in printed
         assert "What is kept is more than the quota of 1.0 KB" in printed
 
