@@ -25,6 +25,7 @@ from rich.table import Table
 from cluster.connect import connect
 from cluster.processes import Process, actors_of, address, children_of, commands_with, kill
 from study.audit import audit, differences
+from study.database import sqlite_url
 from study.execution import LEARNING
 from study.ledger import Ledger
 from study.spec import StudySpec, read_spec
@@ -108,7 +109,7 @@ class _Chaos:
     def _variant(self, name: str) -> StudySpec:
         """The same study in a folder of its own, with its stages, its ledger and MLflow in files there."""
         storage = self.folder / name
-        mlflow = self._spec.mlflow.with_(tracking_uri=f"sqlite:///{storage / 'mlflow.db'}")
+        mlflow = self._spec.mlflow.with_(tracking_uri=sqlite_url(storage / "mlflow.db"))
         return self._spec.with_(storage=storage, stages=None, ledger=None, mlflow=mlflow)
 
     def _start(self, spec: StudySpec) -> subprocess.Popen[bytes]:

@@ -159,9 +159,14 @@ def database_name(url: sa.URL) -> str:
     return unquote(name.removeprefix("file:")) if "uri" in url.query else name
 
 
+def sqlite_url(path: Path) -> str:
+    """Of an SQLite file. What means something in a URL is quoted, and no more, for MLflow takes the rest as a path."""
+    return f"sqlite:///{str(path).replace('%', '%25').replace('?', '%3F')}"
+
+
 def read_only_url(path: Path) -> str:
     """Of an SQLite file that nobody writes, in a folder that this user may not write: SQLite then makes no files."""
-    return f"sqlite:///file:{quote(str(path))}?immutable=1&uri=true"
+    return str(sa.URL.create("sqlite", database=f"file:{quote(str(path))}", query={"immutable": "1", "uri": "true"}))
 
 
 def _sentence(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 
-from study.database import JSON, Database, LedgerError, database_name, one_at_a_time, read_only_url
+from study.database import JSON, Database, LedgerError, database_name, one_at_a_time, read_only_url, sqlite_url
 from study.spec import StudySpec
 from trainables.stage import InferenceTime, Report, Stage
 
@@ -235,14 +235,14 @@ class Ledger:
             storage.mkdir(parents=True, exist_ok=True)
             if not path.exists():  # made beside, and put in its place when complete
                 beside = storage / f".ledger-{uuid.uuid4().hex[:8]}.db"
-                cls(f"sqlite:///{beside}").close()
+                cls(sqlite_url(beside)).close()
                 with contextlib.suppress(FileExistsError):
                     os.link(beside, path)
                 beside.unlink(missing_ok=True)
             _remove_left_over(storage, path)
         except OSError as error:
             raise LedgerError(f"{path}: cannot be made: {error}; give this user the right to write there") from error
-        return cls(f"sqlite:///{path}")
+        return cls(sqlite_url(path))
 
     @classmethod
     def of(cls, storage: Path, configured: str | None = None) -> Ledger:

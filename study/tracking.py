@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.database import make_file
+from study.database import make_file, sqlite_url
 from study.ledger import MEASURED, CurvePoint, Ledger, Status, Trial
 from study.spec import without_passwords
 from trainables.lease import Lease, LeaseLostError
@@ -51,7 +51,7 @@ _PATIENCE = {
 
 def tracking_uri(storage: Path, configured: str | None) -> str:
     """The server: that of the sweep file, else $MLFLOW_TRACKING_URI, else an SQLite file in the storage folder."""
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{storage / 'mlflow.db'}"
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or sqlite_url(storage / "mlflow.db")
 
 
 def reach(uri: str) -> str | None:

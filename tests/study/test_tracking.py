@@ -10,6 +10,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,12 @@ import sqlalchemy as sa
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from study.database import read_only_url
 from study.ledger import Ledger
 from study.tracking import BATCH, Conclusion, Mirror, MirrorProcess, RunResults, mirror_problems, tracking_uri
 from tests.conftest import pretrain_finetune, small_trial
 from tests.processes import eventually, is_alive
+from tests.study.builders import open_study, run_trial, spec_of
 from trainables.stage import Report
 from trainables.trial import TrialConfig, stages_of
 
@@ -329,3 +332,16 @@ def test_the_sweep_file_comes_before_the_environment_before_the_default(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://from-environment")
     assert tracking_uri(tmp_path, None) == "http://from-environment"
     assert tracking_uri(tmp_path, "http://from-sweep") == "http://from-sweep"
+
+
+def test_the_storage_folder_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of signs that mean something in a URL."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    storage = tmp_path / "half (50% of a%20b)? é#1"
+    with closing(open_study(spec_of(storage))) as ledger:
+        run_trial(ledger, spec_of(storage), "slow", curve={10: 0.9})
+        Mirror(ledger, "race", storage, tracking_uri(storage, None)).sync(live=False)
+    assert {"ledger.db", "mlflow.db"} <= {path.name for path in storage.iterdir()}
+    with closing(Ledger(read_only_url(storage / "ledger.db"))) as ledger:
+        assert len(ledger.trials("race")) == 1
+    assert len(MlflowClient(tracking_uri(storage, None)).search_runs(["1"])) == 2
