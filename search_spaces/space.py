@@ -5,9 +5,10 @@ from __future__ import annotations
 import abc
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, model_validator
 
 from trainables.config import Config
@@ -139,17 +140,44 @@ def grid_points(space: Space) -> list[Point]:
 
 def finite_points(space: Space) -> Iterator[Point]:
     """Every combination of finite parameters, each once. Parameters whose conditions do not hold are absent."""
-    return _points(space, {path: distribution.values() or () for path, distribution in space.items()})
+    return _points(space, itertools.product(*(distribution.values() or () for distribution in space.values())))
 
 
-def probe_points(space: Space) -> Iterator[Point]:
-    """Every combination of the values that stand for each parameter (`probes`), each once."""
-    return _points(space, {path: distribution.probes() for path, distribution in space.items()})
+def probe_points(space: Space, most: float = math.inf) -> Iterator[Point]:
+    """Every combination of the values that stand for each parameter (`probes`), each once.
+
+    Where there are more than `most`, no more than that: see `probe_values`.
+    """
+    return _points(space, probe_values(space, most))
 
 
-def _points(space: Space, choices: Mapping[str, Sequence[Value]]) -> Iterator[Point]:
+def probe_values(space: Space, most: float = math.inf) -> Iterator[tuple[Value, ...]]:
+    """The same, with a value for every parameter, whether or not its conditions hold.
+
+    Where there are more than `most`: the first and the last combination, some by chance (always the same), and after
+    each of them those that differ from it in one value. So every value of every parameter is among them.
+    """
+    choices = [distribution.probes() for distribution in space.values()]
+    if math.prod(map(len, choices)) <= most:
+        yield from itertools.product(*choices)
+        return
+    draw = np.random.default_rng(0)
+    bases = itertools.chain(
+        [tuple(values[0] for values in choices), tuple(values[-1] for values in choices)],
+        (tuple(values[int(draw.integers(len(values)))] for values in choices) for _ in itertools.count()),
+    )
+    around = (
+        (*base[:position], value, *base[position + 1 :])
+        for base in bases
+        for position, values in enumerate(choices)
+        for value in values
+    )
+    yield from itertools.islice(around, int(most))
+
+
+def _points(space: Space, combinations: Iterable[tuple[Value, ...]]) -> Iterator[Point]:
     seen: set[tuple[tuple[str, Value], ...]] = set()
-    for values in itertools.product(*choices.values()):
+    for values in combinations:
         point = active_part(space, values)
         key = tuple(point.items())
         if key not in seen:

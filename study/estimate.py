@@ -9,9 +9,8 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from study.plan import Plan, Planned, stages_at_a_time
+from study.plan import Plan, Planned, stages_at_a_time, visible_gpus
 from study.spec import ResourcesSpec, StudySpec
 from trainables.data.corpus import total_seconds
 from trainables.stage import Phase, Stage, StageKind, chain
@@ -229,11 +228,3 @@ def hourly_cost(resources: ResourcesSpec, kind: StageKind) -> float:
     cpus, gpus = os.cpu_count() or 1, len(visible_gpus()) or 1
     share = group.gpus_per_worker / gpus if group.gpus_per_worker else group.cpus_per_worker / cpus
     return group.workers * share * prices.get("default", max(prices.values()))
-
-
-def visible_gpus() -> list[str]:
-    """The NVIDIA GPUs of this machine that a process may use."""
-    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if chosen is not None:
-        return [gpu for gpu in chosen.split(",") if gpu]
-    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))

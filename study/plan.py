@@ -9,8 +9,9 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from search_spaces.space import (
@@ -22,6 +23,7 @@ from search_spaces.space import (
     finite_points,
     grid_points,
     probe_points,
+    probe_values,
     sampled,
     size,
     with_conditions,
@@ -163,10 +165,23 @@ def _disk(resources: ResourcesSpec, distinct: Sequence[Planned]) -> DiskEstimate
 
 
 def stages_at_a_time(resources: ResourcesSpec, kind: StageKind) -> int:
-    """Worker groups for stages of this kind: `max_groups`, or else as many as the CPUs of this machine hold."""
-    group = resources.group(kind)
-    here = (os.cpu_count() or 1) // (group.workers * group.cpus_per_worker)
-    return resources.max_groups or max(1, here)
+    """Worker groups for stages of this kind: `max_groups`, or else as many as the CPUs of this machine hold.
+
+    And as its GPUs hold, where it has any.
+    """
+    group, gpus = resources.group(kind), len(visible_gpus())
+    workers = (os.cpu_count() or 1) // group.cpus_per_worker
+    if group.gpus_per_worker and gpus:
+        workers = min(workers, int(gpus / group.gpus_per_worker + 1e-9))
+    return resources.max_groups or max(1, workers // group.workers)
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs of this machine that a process may use."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [gpu for gpu in chosen.split(",") if gpu]
+    return sorted(path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*"))
 
 
 def search_trials(spec: StudySpec, arm: str) -> int:
@@ -223,8 +238,7 @@ class _Points:
         """
         found: dict[tuple[Any, ...], str] = {}
         deciding: set[str] = set()
-        choices = itertools.product(*(distribution.probes() for distribution in self.space.values()))
-        for values in itertools.islice(choices, MAX_ENUMERATED):
+        for values in probe_values(self.space, MAX_ENUMERATED):
             fingerprint = self.stages(active_part(self.space, values))[index].fingerprint()
             for position, path in enumerate(self.space):
                 others = (path, *values[:position], *values[position + 1 :])
@@ -248,18 +262,17 @@ def _tally_stage(tally: _Tally, spec: StudySpec, arm: str, index: int) -> None:
     at = _Points(spec, arm)
     deciding = at.deciding(index)
     is_open = size(deciding) > MAX_ENUMERATED
-    points = list(itertools.islice(probe_points(deciding) if is_open else finite_points(deciding), MAX_ENUMERATED))
 
-    ends = list(itertools.islice(probe_points(deciding), MAX_ENUMERATED))
-
-    def at_points(among: Sequence[Point], grid: Point, seed: int | None) -> Stages:
+    def at_points(among: Iterable[Point], grid: Point, seed: int | None) -> Stages:
         matching = [at.completed(point, deciding) for point in among if grid.items() <= point.items()]
         stages = [at.stages(point, seed)[index] for point in matching]
         return {stage.fingerprint(): stage for stage in stages}
 
     def ask(trials: int, grid: Point, *, seed: int | None = None, trained: Collection[str] = ()) -> Stages:
         """Add trials with these values of the deciding grids; returns the stages that they may ask for."""
-        candidates, examples = at_points(points, grid, seed), tuple(at_points(ends, grid, seed).values())
+        rest = {path: Grid(choices=[grid[path]], when=d.when) if path in grid else d for path, d in deciding.items()}
+        ends = at_points(probe_points(rest, most if grid else MAX_ENUMERATED), grid, seed)
+        candidates, examples = ends if is_open else at_points(finite_points(rest), grid, seed), tuple(ends.values())
         replication = seed is not None
         if candidates.keys() <= set(trained):
             tally.ask(trials, candidates, 0, examples, replication)
@@ -273,6 +286,7 @@ def _tally_stage(tally: _Tally, spec: StudySpec, arm: str, index: int) -> None:
     trials = Counter[tuple[tuple[str, Value], ...]]()  # of each combination of the grids that decide the stage
     for grid_point in grid_of(spec, arm):
         trials[tuple((path, grid_point[path]) for path in grids if path in grid_point)] += samples(spec, arm)
+    most = max(1, MAX_ENUMERATED // max(1, len(trials)))  # of each combination
     searched: Stages = {}
     for grid, number in trials.items():
         searched |= ask(number, dict(grid))

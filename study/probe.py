@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from study.estimate import Estimate, StageProbe, cost_shape, estimate, visible_gpus, wave_of
-from study.plan import Plan, stages_at_a_time
+from study.estimate import Estimate, StageProbe, cost_shape, estimate, wave_of
+from study.plan import Plan, stages_at_a_time, visible_gpus
 from study.spec import GroupSpec, ResourcesSpec, StudySpec
 from trainables.data.corpus import total_seconds
 from trainables.losses.config import LossConfig, PseudoLabelConfig

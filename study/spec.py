@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -417,7 +416,7 @@ def trials_of(spec: StudySpec) -> Iterator[TrialConfig]:
     """Each arm as it stands, and at as many points of its space as are checked before a study starts."""
     for arm, settings in spec.arms.items():
         yield spec.trial_config(arm)
-        for point in itertools.islice(probe_points(settings.space), MAX_COMBINATIONS):
+        for point in probe_points(settings.space, MAX_COMBINATIONS):
             yield spec.trial_config(arm, point)
 
 
@@ -612,7 +611,7 @@ def _space_errors(
             if (problem := point_problem({path: value})) is not None:
                 errors.append(((*where, path), f"{value!r} is not possible: {problem}"))
     yield from errors
-    for point in itertools.islice(probe_points(space), MAX_COMBINATIONS) if not errors else ():
+    for point in probe_points(space, MAX_COMBINATIONS) if not errors else ():
         if (problem := point_problem(point)) is not None:
             shown = ", ".join(f"{path}={value}" for path, value in point.items())
             yield where, f"{shown} is not possible: {problem}"

@@ -20,6 +20,8 @@ from search_spaces.space import (
     condition_errors,
     finite_points,
     grid_points,
+    probe_points,
+    probe_values,
     sampled,
     size,
 )
@@ -186,6 +188,19 @@ class TestPoints:
         points = list(finite_points(space))
         assert by_content(points) == by_content(walk(list(space), {}))
         assert len({tuple(point.items()) for point in points}) == len(points)
+
+    def test_probes_of_a_large_space_have_every_value_and_are_no_more_than_asked_for(self) -> None:
+        space = space_of(**{name: pick(*range(5)) for name in "abcdefgh"})
+        found = list(probe_values(space, 300))
+        assert len(found) == 300
+        assert found == list(probe_values(space, 300))
+        assert {(0,) * 8, (4,) * 8} < set(found)
+        assert all({values[position] for values in found} == set(range(5)) for position in range(8))
+        assert len({tuple(point.values()) for point in probe_points(space, 300)}) > 200
+
+    def test_probes_of_a_small_space_are_all_combinations(self) -> None:
+        space = space_of(a=pick(1, 2), b={"kind": "uniform", "low": 0, "high": 1})
+        assert list(probe_values(space, 4)) == [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
 
     def test_size_is_the_product_and_infinite_with_a_real_parameter(self) -> None:
         finite = {"a": grid(1, 2), "b": pick("x", "y", "z"), "c": {"kind": "int", "low": 0, "high": 9, "step": 3}}

@@ -20,6 +20,7 @@ from rich.console import Console
 
 import search_spaces
 from search_spaces.space import Point, Space, grid_points
+from study import plan
 from study.disk import disk_estimate, stage_bytes
 from study.plan import audio_hours, make_plan, plan_as_dict, stages_at_a_time
 from study.spec import ResourcesSpec, StudySpec
@@ -30,6 +31,13 @@ from trainables.trial import stages_of
 
 QUICKSTART = Path(search_spaces.__file__).parent / "quickstart.yaml"
 PRETRAIN, FINETUNE = "regime.pretrain", "regime.finetune"
+CHOICES: dict[str, list[Any]] = {  # 243 combinations
+    "batch_seconds": [16, 20, 24],
+    "schedule.warmup_fraction": [0.02, 0.05, 0.1],
+    "optimiser.weight_decay": [0.0, 0.001, 0.01],
+    "loss.mask.time_probability": [0.0, 0.1, 0.2],
+    "loss.mask.time_length": [4, 5, 6],
+}
 SECONDS = 24.0  # of audio in a batch, by default
 
 
@@ -154,6 +162,27 @@ class TestSharing:
     def test_too_many_combinations_to_list_are_bounded_by_the_trials(self) -> None:
         space = {f"{PRETRAIN}.{name}": {"kind": "int", "low": 1, "high": 1000} for name in ("steps", "report_every")}
         assert counts_of(one_arm(space, trials=5)) == {"pretrain": (5, 5), "finetune": (5, 5)}
+
+    def test_a_parameter_decides_wherever_it_is_listed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """More combinations than are looked at: the one that is listed first, or last, is seen to matter."""
+        monkeypatch.setattr(plan, "MAX_ENUMERATED", 100)
+        rest = {f"{FINETUNE}.{name}": pick(*choices) for name, choices in CHOICES.items()}
+        rate = {f"{PRETRAIN}.learning_rate": RATE}
+        for space in (rate | rest, rest | rate):
+            assert counts_of(one_arm(space, trials=4)) == {"pretrain": (4, 4), "finetune": (4, 4)}
+
+    def test_each_value_of_a_grid_beside_a_large_space_is_asked_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(plan, "MAX_ENUMERATED", 100)
+        rest = {f"{FINETUNE}.{name}": pick(*choices) for name, choices in CHOICES.items()}
+        spec = one_arm({f"{PRETRAIN}.steps": grid(25, 50, 100), **rest, f"{FINETUNE}.learning_rate": RATE}, trials=2)
+        assert counts_of(spec) == {"pretrain": (6, 3), "finetune": (6, 6)}
+        assert make_plan(spec).stages["pretrain"].distinct_steps == 25 + 50 + 100
+
+    def test_a_grid_of_more_combinations_than_are_looked_at(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(plan, "MAX_ENUMERATED", 100)
+        seeds, rates = grid(*range(15)), grid(*(1e-4 * n for n in range(1, 16)))
+        spec = one_arm({f"{FINETUNE}.seed": seeds, f"{FINETUNE}.learning_rate": rates})
+        assert counts_of(spec) == {"pretrain": (225, 1), "finetune": (225, 225)}
 
     def test_every_combination_of_the_grid_gets_the_samples(self) -> None:
         spec = one_arm({"seed": grid(0, 1, 2), f"{FINETUNE}.learning_rate": RATE}, trials=4)
@@ -358,6 +387,14 @@ class TestDisk:
         assert stages_at_a_time(resources, "finetune") == os.cpu_count()
         assert stages_at_a_time(resources, "pretrain") == 1
         assert stages_at_a_time(ResourcesSpec(max_groups=3), "finetune") == 3
+
+    def test_and_as_its_gpus_hold_where_it_has_any(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "cpu_count", lambda: 64)
+        quarters = ResourcesSpec(gpus_per_worker=0.25, stages={"pretrain": {"workers": 2, "gpus_per_worker": 1}})
+        for gpus, (small, large) in {"0": (4, 1), "0,1,2,3": (16, 2), "": (64, 32)}.items():
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+            assert stages_at_a_time(quarters, "finetune") == small
+            assert stages_at_a_time(quarters, "pretrain") == large
 
     def test_of_a_size_that_is_searched_is_that_of_the_largest(self) -> None:
         widths = {"model.gru_width": {"kind": "int", "low": 16, "high": 64}, f"{FINETUNE}.learning_rate": RATE}
