@@ -82,10 +82,13 @@ def connect() -> Iterator[None]:
             log_to_driver=False,
             **({} if address else {"include_dashboard": False}),
         )
-    except ConnectionError as error:
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if not address:
+            raise
         raise NoClusterError(
-            f"RAY_ADDRESS={address}: Ray cannot join a cluster there ({str(error).strip().splitlines()[0]}); a cluster "
-            "with token authentication needs RAY_AUTH_MODE=token and its token here, too"
+            f"RAY_ADDRESS={address}: Ray cannot join a cluster there ({str(error).strip().splitlines()[0]}); it must "
+            "be HOST:PORT of a head with the same versions of Ray and Python, and a cluster with token authentication "
+            "needs RAY_AUTH_MODE=token and its token here, too"
         ) from error
     try:
         yield

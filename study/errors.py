@@ -88,4 +88,10 @@ def _hypotheses(options: argparse.Namespace) -> tuple[list[Hypothesis], str]:
     path = (decoded or trained_folder(ledger, storage, options.trial)) / f"hypotheses-{options.split}.jsonl"
     if not path.is_file():
         raise SettingsError([f"{path}: no such file; was the storage folder moved without its stages?"])
-    return read_hypotheses(path), "with its language model" if decoded else "greedy decoding"
+    try:
+        hypotheses = read_hypotheses(path)
+    except (ValueError, TypeError) as error:
+        raise SettingsError(
+            [f"{path}: is damaged ({error}); remove the stage's folder, and it is trained again"]
+        ) from None
+    return hypotheses, "with its language model" if decoded else "greedy decoding"

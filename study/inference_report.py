@@ -16,7 +16,7 @@ from study.answer import Cell, metric_name, rate_text
 from study.figure_files import Drawn, Look, looks
 from study.ledger import Ledger, Trial
 from study.pareto import non_dominated
-from study.spec import StudySpec
+from study.spec import InferenceTimeSpec, StudySpec
 from study.terminal import point_text
 from trainables.stage import InferenceTime
 
@@ -42,21 +42,31 @@ class ModelTime:
 
 def model_key(trial: Trial) -> str:
     """Equal for trials whose models take the same time on the same speech."""
-    corpus = trial.config["corpus"]
+    regime = trial.config["regime"]
+    settings = [regime[name] for name in ("finetune", "joint", "train") if regime.get(name)]
+    corpus = next((s["corpus"] for s in settings if s.get("corpus")), trial.config["corpus"])  # of the last stage
     spoken = corpus.get("labelled") or {name: corpus.get(name) for name in ("kind", "root", "language")}
     return json.dumps([trial.config["model"], trial.config["outputs"], spoken], sort_keys=True)
 
 
+def is_wanted(found: InferenceTime, wanted: InferenceTimeSpec) -> bool:
+    """Whether it was measured on that split, in batches of that size."""
+    return found.split == wanted.split and found.batch_seconds == wanted.batch_seconds
+
+
 def model_times(spec: StudySpec, ledger: Ledger, cells: Sequence[Cell]) -> list[ModelTime]:
-    """The configurations whose models were measured, in the order of the cells, one device after another."""
-    measured = ledger.inference_times(spec.study)
+    """The configurations whose models were measured as the sweep asks, in the order of the cells, device by device."""
+    if spec.inference_time is None:
+        return []
+    wanted, measured = spec.inference_time, ledger.inference_times(spec.study)
     if not measured:
         return []
     times: dict[str, dict[str, InferenceTime]] = {}  # key of the model -> device -> time
     for trial in ledger.trials(spec.study):
         for stage in ledger.trial_stages(spec.study, trial.trial):
             for found in measured.get(stage["stage"], []):
-                times.setdefault(model_key(trial), {})[found.device] = found
+                if is_wanted(found, wanted):
+                    times.setdefault(model_key(trial), {})[found.device] = found
     found_cells = [(cell, time) for cell in cells for time in times.get(model_key(cell.trials[0]), {}).values()]
     firsts: dict[str, float] = {}
     for _, time in found_cells:

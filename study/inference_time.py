@@ -7,13 +7,13 @@ from pathlib import Path
 
 from cluster.exclusive import Accelerator, LostError, NotFreeError, whole_accelerator
 from study.execution import group_size
-from study.inference_report import model_key
+from study.inference_report import is_wanted, model_key
 from study.ledger import Ledger, Trial
 from study.spec import InferenceTimeSpec, StudySpec
 from study.watcher import Watcher
 from trainables.inference_time import inference_time
 from trainables.models.checkpoint_files import CheckpointError
-from trainables.stage import InferenceTime, Stage
+from trainables.stage import Stage
 from trainables.store import StageStore
 from trainables.trial import TrialConfig, stages_of
 
@@ -46,7 +46,9 @@ def _measure(
     try:
         folder = accelerator.run(_fetched, spec.storage, spec.stages, stage)
         found = accelerator.run(inference_time, folder, stage.corpus, *protocol)
-    except (CheckpointError, OSError, ValueError) as error:
+    except LostError:
+        raise
+    except (CheckpointError, OSError, ValueError, RuntimeError) as error:  # RuntimeError: torch, out of memory
         watcher.told(f"the inference time of {stage.name()} was not measured: {error}")
     else:
         ledger.add_inference_time(stage.fingerprint(), found)
@@ -63,16 +65,12 @@ def _unmeasured(spec: StudySpec, ledger: Ledger, wanted: InferenceTimeSpec) -> I
     seen: set[str] = set()
     trained = [(trial, last_trained(trial)) for trial in ledger.trials(spec.study) if trial.status == "finished"]
     for trial, stage in trained:
-        if any(_is_wanted(found, wanted) for found in known.get(stage.fingerprint(), [])):
+        if any(is_wanted(found, wanted) for found in known.get(stage.fingerprint(), [])):
             seen.add(model_key(trial))
     for trial, stage in trained:
         if model_key(trial) not in seen:
             seen.add(model_key(trial))
             yield stage
-
-
-def _is_wanted(found: InferenceTime, wanted: InferenceTimeSpec) -> bool:
-    return found.split == wanted.split and found.batch_seconds == wanted.batch_seconds
 
 
 def last_trained(trial: Trial) -> Stage:

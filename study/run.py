@@ -26,7 +26,7 @@ from study.spec import StudySpec, read_spec, trials_of, without_passwords
 from study.watcher import Watchers
 from trainables.lease import Lease, wait_for_silence
 from trainables.object_lease import ObjectLease
-from trainables.object_storage import storage_problem
+from trainables.object_storage import ObjectStorageError, storage_problem
 from trainables.settings_file import SettingsError
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in error.errors:
             print(line, file=sys.stderr)
         return BAD_SWEEP
-    except LedgerError as error:
+    except (LedgerError, ObjectStorageError) as error:
         print(error, file=sys.stderr)
         return BAD_SWEEP
     except OSError as error:
@@ -445,6 +445,10 @@ def _transcribe(options: argparse.Namespace) -> int:
             print(line if options.json else f"{path}\t{text}", flush=True)
     except (CheckpointError, CorpusError, ValueError) as error:
         raise SettingsError([str(error)]) from error
+    except RuntimeError as error:  # torch has no class for that of the CPU
+        if "memory" not in str(error):
+            raise
+        raise SettingsError([f"{path}: is too long for the memory of this machine; cut it into pieces"]) from error
     return DONE
 
 

@@ -84,7 +84,8 @@ class RemoteStages:
         with one_at_a_time(folder.parents[1] / ".fetching"):  # several workers of this machine want the same
             if _listing_of(folder) == listing and (folder / "DONE").is_file():
                 return
-            beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+            beside = folder.with_name(f".{folder.name}.fetching")  # which `study gc` leaves alone
+            shutil.rmtree(beside, ignore_errors=True)  # of a process that was killed
             beside.mkdir()
             try:
                 for name, stored in listing.files.items():
@@ -132,8 +133,9 @@ class RemoteStages:
         """Of each stage, by its place: its objects' names, bytes, and when they were last written, in Unix time."""
         places: dict[str, dict[str, tuple[int, float]]] = {}
         for key, measured in self._storage.measure("stages").items():
-            _, kind, stage, name = key.split("/", 3)
-            places.setdefault(f"{kind}/{stage}", {})[name] = measured
+            _, kind, *place = key.split("/", 3)
+            if len(place) == 2:  # all that is written here
+                places.setdefault(f"{kind}/{place[0]}", {})[place[1]] = measured
         return places
 
     def remove(self, place: str, is_needed: Callable[[], bool]) -> bool:
@@ -149,12 +151,15 @@ class RemoteStages:
                 return False
             finished = self.mark_of(place)
             self._storage.delete([_key(place, "DONE")])
-            if is_needed():
-                if finished:
+            needed = True
+            try:
+                needed = is_needed()
+            finally:
+                if needed and finished:
                     self._storage.create(_key(place, "DONE"), finished.content)
-                return False
-            self.tidy(place)
-        return True
+            if not needed:
+                self.tidy(place)
+        return not needed
 
     # ---- unfinished stages: only for the lease's holder ----------------------------------------------------------
 

@@ -10,12 +10,14 @@ import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from study import garbage
-from study.garbage import over_quota, remove, survey_remote
-from study.ledger import Ledger
+from study.garbage import over_quota, remove, survey, survey_remote
+from study.ledger import Ledger, LedgerError
+from study.run import main
 from tests.buckets import BUCKET, BucketServer, bucket_server
 from tests.study.test_garbage import Studied
 from trainables.object_lease import ObjectLease
@@ -23,6 +25,7 @@ from trainables.object_storage import ObjectStorage
 from trainables.remote_stages import RemoteStages
 from trainables.settings_file import SettingsError
 from trainables.stage import Stage
+from trainables.store import StageStore
 
 __all__ = ["bucket_server"]
 
@@ -142,6 +145,53 @@ def test_what_a_trial_needs_that_came_after_the_survey_stays(race: Studied, url:
     assert race.there(stage)
 
 
+def test_what_cannot_be_asked_for_stays(race: Studied, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ledger's database is away just when it is asked whether the stage is needed."""
+    stage = race.add(0, 1e-3, cer=0.3)[-1]
+    items, before = survey_remote(race.ledger, RemoteStages(url), keep_best=0), objects(url)
+
+    def away(ledger: Ledger) -> set[str]:
+        raise LedgerError("the database is away")
+
+    with monkeypatch.context() as patch, pytest.raises(LedgerError):
+        patch.setattr(garbage, "_needed", away)
+        remove(race.ledger, over_quota(items, 0), RemoteStages(url))
+    assert objects(url) == before
+    assert race.there(stage)
+
+
+def test_other_objects_in_the_bucket_are_left_alone(race: Studied, url: str) -> None:
+    race.add(0, 1e-3, cer=0.3)
+    for key in ("stages/README.txt", "stages/finetune/marker", "other/stages/finetune/x/DONE"):
+        ObjectStorage(url).write(key, b"mine")
+    assert len(reasons(race, url)) == 2
+    race.ledger.end_study("race")
+    gc(race, url, keep_best=0)
+    assert [key for key in objects(url) if "stages/README.txt" in key]
+
+
+def test_what_is_being_downloaded_is_no_garbage_of_the_folder(
+    race: Studied, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is what a killed download has left in the way of the next one."""
+    stage = race.add(0, 1e-3, cer=0.3)[-1]
+    elsewhere = StageStore(tmp_path / "elsewhere", url)
+    download, found = RemoteStages._download, []
+
+    def watched(self: RemoteStages, *arguments: Any) -> None:
+        found.extend(survey(race.ledger, elsewhere.root))
+        download(self, *arguments)
+
+    monkeypatch.setattr(RemoteStages, "_download", watched)
+    beside = elsewhere.folder(stage).with_name(f".{stage.name()}.fetching")
+    beside.mkdir(parents=True)
+    (beside / "half").touch()
+    assert {path.name for path in elsewhere.fetch(stage).iterdir()} >= {"DONE", "backbone.safetensors"}
+    assert found == []
+    assert not beside.exists()
+    assert not (elsewhere.folder(stage) / "half").exists()
+
+
 def _remove_all(environment: dict[str, str], storage: Path, url: str) -> None:
     os.environ.update(environment)
     ledger = Ledger.in_folder(storage)
@@ -199,6 +249,10 @@ class TestCommand:
         assert f"{url}/stages/{place(worst)}" in [row["path"] for row in printed[1]["folders"] if row["removed"]]
         assert printed[1]["bytes_left"] == sum(map(len, objects(url).values()))
         assert race.store.folder(worst).is_dir()
+
+    def test_says_what_is_wrong_with_the_bucket(self, race: Studied, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["gc", "--storage", str(race.spec.storage), "--stages", "s3://no-such-bucket"]) == 2
+        assert capsys.readouterr().err == "s3://no-such-bucket: there is no such bucket; make it first\n"
 
     def test_refuses_what_is_no_bucket(self, race: Studied) -> None:
         with pytest.raises(SettingsError, match=r"--stages must be the URL of a bucket, such as s3://bucket/prefix"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from study.inference_report import (
     inference_figure,
     inference_note,
     inference_table,
+    model_key,
     model_times,
     model_times_as_dicts,
     rate_metric,
@@ -20,6 +22,7 @@ from study.inference_report import (
 from study.ledger import Ledger
 from study.spec import StudySpec
 from tests.study.builders import add_trial, dev_curve, open_study, spec_of, supervised
+from trainables.config import merge
 from trainables.stage import InferenceTime
 
 WIDER = {"model": {"preset": "compact_cnn_gru", "gru_width": 256}}
@@ -63,6 +66,41 @@ def test_a_model_that_was_timed_once_counts_for_every_arm_that_has_it(spec: Stud
         ("large", 4.0, 2.0),
     ]
     assert rows[0].spread == pytest.approx(math.sqrt(2))
+
+
+def test_only_what_the_sweep_asks_for_is_compared(spec: StudySpec, ledger: Ledger) -> None:
+    """The split and the batches may be changed between runs of a study; one model then has several times."""
+    for stage in ledger.trial_stages(spec.study, "large-000"):
+        for change in ({"split": "test"}, {"batch_seconds": 50}):
+            ledger.add_inference_time(stage["stage"], timed(90.0, 90.0).with_(**change))
+    cells = answer(spec, ledger).cells
+    assert [row.ratio for row in model_times(spec, ledger, cells)] == [1.0, 1.0, 2.0]
+    asked = spec.with_(inference_time=spec.inference_time and spec.inference_time.with_(split="test"))
+    assert [(row.cell.arm, row.ratio) for row in model_times(asked, ledger, cells)] == [("large", 1.0)]
+    assert model_times(spec.with_(inference_time=None), ledger, cells) == []
+
+
+@pytest.mark.parametrize(
+    "regime",
+    [
+        {"kind": "pretrain_finetune", "finetune": {"corpus": {"kind": "prompts", "language": "it"}}},
+        {"kind": "bl_just", "joint": {"corpus": {"kind": "prompts", "language": "it"}}},
+    ],
+)
+def test_models_that_end_on_another_corpus_recognise_other_speech(tmp_path: Path, regime: dict[str, Any]) -> None:
+    steps = {
+        "finetune": {"steps": 2},
+        "pretrain": {"steps": 2},
+        **({"joint": {"steps": 2}} if "joint" in regime else {}),
+    }
+    same = {"trial": {"regime": {"kind": regime["kind"], **steps}}}
+    other = {"trial": merge(same["trial"], {"regime": regime})}
+    spec = spec_of(tmp_path, arms={"same": same, "also": same, "other": other})
+    ledger = open_study(spec)
+    for arm in spec.arms:
+        add_trial(ledger, spec, arm)
+    one, two, three = (model_key(trial) for trial in ledger.trials(spec.study))
+    assert one == two != three
 
 
 def test_devices_are_compared_apart(spec: StudySpec, ledger: Ledger) -> None:

@@ -431,6 +431,7 @@ class TestTables:
                 "large": {"trial": task_agnostic() | {"model": {"preset": "compact_cnn_gru", "gru_layers": 2}}},
             },
             "tables": {"P-SEW-T1": {"model": {"small": "SEW-D-small", "large": "W2V2-mid"}}},
+            "inference_time": {},
         }
         spec = spec_of(tmp_path, **sweep)
         ledger = open_study(spec)

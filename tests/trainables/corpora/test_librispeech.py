@@ -67,6 +67,12 @@ def test_without_the_finetuning_folder_there_is_the_list_of_all_train_only(root:
     assert list(lists(root)) == ["960h"]
 
 
+def test_a_part_of_train_is_not_called_960_hours(root: Path) -> None:
+    shutil.rmtree(root / "librispeech_finetuning")
+    shutil.rmtree(root / "LibriSpeech" / "train-other-500")
+    assert lists(root) == {}
+
+
 def test_clean_is_the_100_hours_with_clean_dev_and_test(root: Path) -> None:
     parts = {(s.path.relative_to(root / "LibriSpeech").parts[0], s.split) for s in read_clean(root, None)}
     assert parts == {("train-clean-100", "train"), ("dev-clean", "dev"), ("test-clean", "test")}

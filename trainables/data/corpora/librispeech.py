@@ -19,6 +19,7 @@ LABELLED_TRAIN = ("train-clean-100", "train-clean-5")  # the second is a part of
 UNLABELLED_TRAIN = ("train-clean-360", "train-other-500")
 DEV = ("dev-other", "dev-clean")
 TEST = ("test-other", "test-clean")
+WHOLE = ("train-clean-100", "train-clean-360", "train-other-500")
 MINI_HELD_OUT = "dev-clean-2"
 LIMITED = "librispeech_finetuning"
 TEN_MINUTES = ("1h/0",)
@@ -28,7 +29,7 @@ NEEDS = (
     "train-clean-100 (or train-clean-5, train-clean-360, train-other-500), dev-other (or dev-clean), test-other (or "
     "test-clean), each with SPEAKER/CHAPTER/*.trans.txt and *.flac; of mini LibriSpeech train-clean-5 and dev-clean-2, "
     "every other speaker of which is dev, the rest test. train-clean-360 and train-other-500 are unlabelled. Lists: "
-    f"960h, all of train; 10min, 1h, 10h, the utterances below {LIMITED}/{{1h/0..5,9h}}/{{clean,other}} (optional)"
+    f"960h, all of {', '.join(WHOLE)}; 10min, 1h, 10h, the utterances below {LIMITED}/{{1h/0..5,9h}}/{{clean,other}} (optional)"
 )
 CLEAN_NEEDS = "train-clean-100, dev-clean and test-clean, each with SPEAKER/CHAPTER/*.trans.txt and *.flac"
 
@@ -64,7 +65,7 @@ def _segments(home: Path, folders: dict[str, Split]) -> Iterator[Segment]:
 
 
 def lists(root: Path) -> dict[str, tuple[str, ...]]:
-    """Sorted ids: `960h`, all of train, and the Libri-Light limited supervision sets `10min`, `1h` and `10h`, each a
+    """Sorted ids: `960h`, all of the three train folders, where they are there, and the Libri-Light limited supervision sets `10min`, `1h` and `10h`, each a
     part of the next, where their folder is there.
 
     Raises LayoutError for a folder that is not whole, an utterance that occurs in two of
@@ -82,7 +83,7 @@ def lists(root: Path) -> dict[str, tuple[str, ...]]:
     limited = {"10min": TEN_MINUTES, "1h": ONE_HOUR, "10h": TEN_HOURS} if listed else {}
     return {
         **{name: tuple(sorted(chain.from_iterable(listed[p] for p in parts))) for name, parts in limited.items()},
-        "960h": tuple(sorted(known)),
+        **({"960h": tuple(sorted(known))} if all((home / name).is_dir() for name in WHOLE) else {}),
     }
 
 
