@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ class Node:
     cpus: float
     gpus: float
     type: str = ""  # its node type in the autoscaler's settings; empty: it was started by hand
+    of: int | None = None  # of all nodes with this number, no more than so many can be there at once
 
     def holds(self, size: GroupSize) -> int:
         """How many workers of this size fit."""
@@ -99,12 +101,15 @@ def _reported_types() -> dict[str, str]:
 
 
 def possible_nodes(present: Sequence[Node]) -> list[Node]:
-    """The nodes that there can be: those present, and what the autoscaler may add as far as its settings are here."""
+    """The nodes that there can be: those present, and what the autoscaler may add as far as its settings are here.
+
+    Of the latter, as many of each type as there can be; they know how many there can be of all types together (`of`).
+    """
     path = CLUSTER_FILE.expanduser()
     settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
     most = settings.get("max_workers", 0)
     addable = [
-        Node(type_["resources"].get("CPU", 0), type_["resources"].get("GPU", 0), name)
+        Node(type_["resources"].get("CPU", 0), type_["resources"].get("GPU", 0), name, most)
         for name, type_ in settings.get("available_node_types", {}).items()
         if type_.get("resources") and name != settings.get("head_node_type")
         for _ in range(min(type_.get("max_workers", most), most))
@@ -136,7 +141,10 @@ def free_reservations_of_the_dead() -> None:
 
 def groups_that_fit(size: GroupSize, nodes: Iterable[Node]) -> int:
     """How many groups the nodes hold at once, if nothing else runs there."""
-    return sum(node.holds(size) for node in nodes) // size.workers
+    held: defaultdict[int | None, list[int]] = defaultdict(list)
+    for node in nodes:
+        held[node.of].append(node.holds(size))
+    return sum(sum(sorted(workers, reverse=True)[:most]) for most, workers in held.items()) // size.workers
 
 
 def fit_together(sizes: Iterable[GroupSize], nodes: Iterable[Node]) -> bool:
@@ -149,24 +157,32 @@ class Packing:
     """Worker groups side by side on nodes: each worker takes the first node with room."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
-        self._rooms = [_Room(node.cpus, [1.0] * int(node.gpus)) for node in nodes]
+        self._rooms = [_Room(node.cpus, [1.0] * int(node.gpus), node.of) for node in nodes]
+        self._used = 0  # of the nodes that cannot all be there at once
         self._first: dict[GroupSize, int] = {}  # of the nodes, those before this one have no room for the size
 
     def take(self, size: GroupSize) -> bool:
         """Take what the group needs, if it is there: all of it or nothing."""
-        before = (copy.deepcopy(self._rooms), dict(self._first)) if size.workers > 1 else None
+        before = (copy.deepcopy(self._rooms), dict(self._first), self._used) if size.workers > 1 else None
         if all(self._take_worker(size) for _ in range(size.workers)):
             return True
         if before:
-            self._rooms, self._first = before
+            self._rooms, self._first, self._used = before
         return False
 
     def _take_worker(self, size: GroupSize) -> bool:
         index = self._first.get(size, 0)
-        while index < len(self._rooms) and not self._rooms[index].take(size):
+        while index < len(self._rooms) and not self._take_from(self._rooms[index], size):
             index += 1
         self._first[size] = index
         return index < len(self._rooms)
+
+    def _take_from(self, room: _Room, size: GroupSize) -> bool:
+        is_new = room.of is not None and not room.used
+        if (is_new and room.of == self._used) or not room.take(size):
+            return False
+        self._used += is_new
+        return True
 
 
 @dataclass
@@ -175,6 +191,8 @@ class _Room:
 
     cpus: float
     gpus: list[float]
+    of: int | None = None
+    used: bool = False
 
     def take(self, size: GroupSize) -> bool:
         """Take what one worker needs, if it is there. A part of a GPU is taken where the least is left, as Ray does."""
@@ -185,6 +203,7 @@ class _Room:
         for _, index in fitting:
             self.gpus[index] -= part
         self.cpus -= size.cpus_per_worker
+        self.used = True
         return True
 
 

@@ -27,7 +27,7 @@ from trainables.data.seeds import fold
 from trainables.data.symbols import symbols_of
 from trainables.decode import decode_stage
 from trainables.device import hardware_name
-from trainables.distributed import agree, rank, share_first, sum_over_workers, world_size
+from trainables.distributed import agree, min_over_workers, rank, share_first, sum_over_workers, world_size
 from trainables.evaluate import transcribe, write_hypotheses
 from trainables.lease import Lease
 from trainables.losses.build import Batches, TrainingLoss
@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 20  # updates; fp16 needs some to find a scale for its loss
 MAX_SKIPPED_AT_THE_END = 2
+AGREE_STEPS = 8  # after which several workers ask one another whether a checkpoint is due
 UPLOADING_SHARE = 0.1  # of the time that uploading checkpoints takes, at most
 HARDLY_A_WORD = 0.9  # word error rate from which on it tells nothing
 
@@ -255,16 +256,28 @@ class _Training:
             if metrics:
                 self.reports.append(self._report(metrics))
                 report(self.reports[-1])
-            # Several workers: only between reports' sums, for the checkpoint holds nothing that is spread over them.
-            whole = world_size() == 1 or not self.sums
-            if rank() == 0 and whole and leave() and self.step < self.stage.steps:
-                saved = self._save_checkpoint(at_once=True)
-                where = f"at step {self.step} of {self.stage.steps}" if saved else "without a checkpoint"
-                raise LeavingError(f"its machine goes away; it left {where}")
-            if rank() == 0 and whole and time.monotonic() - saved_at > self.stage.checkpoint_seconds:
-                self._save_checkpoint()
-                saved_at = time.monotonic()
+            # Several workers ask one another now and then only, for that waits for the device.
+            if world_size() == 1 or metrics or self.step % AGREE_STEPS == 0:
+                is_due = rank() == 0 and time.monotonic() - saved_at > self.stage.checkpoint_seconds
+                must_leave = self._any_worker(leave() and self.step < self.stage.steps)
+                if must_leave or self._any_worker(is_due):
+                    self._save(must_leave=must_leave)
+                    saved_at = time.monotonic()
         return self._finish()
+
+    def _any_worker(self, value: bool) -> bool:
+        """Whether it is so for one of them."""
+        return min_over_workers(int(not value), self.device) == 0
+
+    def _save(self, *, must_leave: bool) -> None:
+        """Write a checkpoint. Raises LeavingError when the workers must leave."""
+        if world_size() > 1:  # the checkpoint holds nothing that is spread over workers
+            share = 1.0 if rank() == 0 else 0.0
+            self.sums = {name: sum_over_workers(pair) * share for name, pair in self.sums.items()}
+        saved = rank() > 0 or self._save_checkpoint(at_once=must_leave)
+        if must_leave:
+            where = f"at step {self.step} of {self.stage.steps}" if saved else "without a checkpoint"
+            raise LeavingError(f"its machine goes away; it left {where}")
 
     def _one_step(self) -> None:
         if self.lease:

@@ -118,6 +118,8 @@ class StageProcesses:
             if "outcome" in message:
                 outcome = outcome or Outcome(**message["outcome"])
             if "exit" in message:
+                if leaving:  # its end is not held against it
+                    return outcome or Outcome("failed", "it did not leave its machine in time", lost="group")
                 return outcome or Outcome("failed", _cause_of_exit(message["exit"]), lost="process")
             if outcome is None and time.monotonic() - asked_at > POLL_SECONDS:
                 asked_at, said = time.monotonic(), order()

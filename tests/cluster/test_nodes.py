@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cluster.nodes
+from cluster.fair_share import Demand, allot
 from cluster.nodes import (
     GroupSize,
     InfeasibleError,
@@ -136,7 +137,7 @@ LAUNCHED = {
         "unknown": {"resources": {}},
     },
 }
-ADDABLE = [Node(8, 0, "small"), Node(8, 0, "small"), Node(32, 4, "large"), *[Node(1, 0, "any")] * 3]
+ADDABLE = [*[Node(8, 0, "small", 3)] * 2, Node(32, 4, "large", 3), *[Node(1, 0, "any", 3)] * 3]
 
 
 @pytest.fixture
@@ -160,6 +161,31 @@ def test_what_the_launcher_may_add_stands_for_what_it_has_added(cluster_file: Pa
     assert possible_nodes([Node(4, 0)]) == [Node(4, 0), *ADDABLE]
     assert possible_nodes([Node(4, 0), Node(8, 0, "small")]) == [Node(4, 0), *ADDABLE]
     assert possible_nodes([Node(4, 0, "head")]) == [Node(4, 0, "head"), *ADDABLE]
+
+
+def test_of_all_types_together_no_more_count_than_there_can_be(cluster_file: Path) -> None:
+    """Three of the six: the largest for what is asked for."""
+    cluster_file.write_text(yaml.safe_dump(LAUNCHED, sort_keys=False))
+    nodes = possible_nodes([Node(2, 0)])
+    assert groups_that_fit(GroupSize(1, 1, 0), nodes) == 2 + 32 + 8 + 8
+    assert groups_that_fit(GroupSize(1, 4, 1), nodes) == 4
+    wide, small = GroupSize(1, 8, 0), GroupSize(1, 1, 1)
+    assert fit_together([wide, wide, small], nodes)
+    assert fit_together([wide, wide, *[wide] * 4], nodes)
+    assert not fit_together([*[GroupSize(1, 1, 0)] * 2, *[wide] * 6, GroupSize(1, 1, 0)], nodes)
+    assert fit_together([GroupSize(3, 5, 0)], nodes)
+    assert not fit_together([GroupSize(1, 2, 0), *[GroupSize(1, 5, 0)] * 2, GroupSize(7, 5, 0)], nodes)
+
+
+def test_a_study_of_high_priority_gets_its_groups_where_no_node_can_be_added(cluster_file: Path) -> None:
+    """All 16 machines of AWS's file are there, and the other study holds them."""
+    settings = yaml.safe_load((Path(cluster.__file__).parent / "aws.yaml").read_text())
+    cluster_file.write_text(yaml.safe_dump(settings, sort_keys=False))
+    one, nodes = GroupSize(1, 8, 1), possible_nodes([Node(0, 0, "head"), *[Node(8, 1, "gpu-1")] * 16])
+    assert groups_that_fit(one, nodes) >= 16
+    held = allot([Demand("low", 0, (one,) * 26), Demand("high", 1, (one,) * 8)], nodes)
+    assert held["high"][one] == 8
+    assert held["low"][one] == 8
 
 
 def test_a_cluster_autoscales_when_its_nodes_have_types() -> None:

@@ -5,6 +5,7 @@ The workers run once for the whole file and leave what they saw in files.
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.conftest import pretrain_finetune
 from tests.trainables.test_loop import run, stages, weights
 from tests.trainables.test_resume import supervised
 from trainables.distributed import agree, gather, rank, sum_over_workers, world_size
-from trainables.loop import StageBusyError, run_stage
+from trainables.loop import LeavingError, StageBusyError, run_stage
 from trainables.losses.terms import Term
 from trainables.stage import Report, Stage
 from trainables.store import StageStore
@@ -42,7 +43,19 @@ def sums() -> Seen:
     }
 
 
-def _worker(place: int, one_at_a_time: list[Stage], busy: Stage, root: Path) -> None:
+def left(stage: Stage, store: StageStore, reports: list[Report]) -> str:
+    """The stage is told to leave when it has begun, on the worker whose rank is its seed, and goes on afterwards."""
+    asked = itertools.count()
+    reports.clear()
+    try:
+        run_stage(stage, store, reports.append, leave=lambda: rank() == stage.seed and next(asked) > 0)
+    except LeavingError as error:
+        run_stage(stage, store, reports.append)
+        return str(error)
+    return "it did not leave"
+
+
+def _worker(place: int, one_at_a_time: list[Stage], busy: Stage, leaving: list[Stage], root: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{root / 'rendezvous'}", rank=place, world_size=2)
     store, seen = StageStore(root / "together"), sums()
@@ -57,6 +70,7 @@ def _worker(place: int, one_at_a_time: list[Stage], busy: Stage, root: Path) -> 
         run_stage(busy, store, reports.append)
     except StageBusyError as error:
         seen["busy"] = str(error)
+    seen["left"] = [left(stage, StageStore(root / f"left-{stage.seed}"), reports) for stage in leaving]
     torch.save(seen, root / f"{place}.pt")
     dist.destroy_process_group()
 
@@ -77,11 +91,20 @@ def busy(small_corpus: Path) -> Stage:
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory, one_at_a_time: list[Stage], busy: Stage) -> Path:
+def leaving(small_corpus: Path) -> list[Stage]:
+    """They report but once, at their end."""
+    settings = {"batch_seconds": 3, "report_every": 40}
+    return [supervised(small_corpus, 40, seed=seed, **settings) for seed in range(2)]
+
+
+@pytest.fixture(scope="module")
+def root(
+    tmp_path_factory: pytest.TempPathFactory, one_at_a_time: list[Stage], busy: Stage, leaving: list[Stage]
+) -> Path:
     root = tmp_path_factory.mktemp("workers")
     with StageStore(root / "together").lease(busy).hold() as lease:
         assert lease
-        mp.spawn(_worker, args=(one_at_a_time, busy, root), nprocs=2)
+        mp.spawn(_worker, args=(one_at_a_time, busy, leaving, root), nprocs=2)
     return root
 
 
@@ -130,6 +153,23 @@ def test_only_the_first_worker_reports_a_finished_stage(seen: list[Seen]) -> Non
 
 def test_all_workers_learn_that_the_stage_is_busy(seen: list[Seen], busy: Stage) -> None:
     assert [s.get("busy") for s in seen] == [f"another worker is running {busy.name()}"] * 2
+
+
+def test_workers_leave_together_between_reports_whichever_is_told_to(seen: list[Seen]) -> None:
+    """At the second step at which they ask one another."""
+    assert [s["left"] for s in seen] == [["its machine goes away; it left at step 16 of 40"] * 2] * 2
+
+
+def test_what_workers_had_summed_up_before_they_left_counts_once(
+    root: Path, leaving: list[Stage], tmp_path: Path
+) -> None:
+    """Tolerance 1e-4 relative, the same as one worker that was not told to leave."""
+    for stage in leaving:
+        (expected,) = run(stage, StageStore(tmp_path))
+        result = StageStore(root / f"left-{stage.seed}").result(stage)
+        assert result
+        assert result.last.metrics == pytest.approx(expected.metrics, rel=1e-4, abs=1e-5)
+        assert result.last.audio_seconds == expected.audio_seconds
 
 
 def test_a_worker_without_utterances_changes_nothing(root: Path, one_at_a_time: list[Stage], tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ NEEDS = (
     "train-clean-100 (or train-clean-5, train-clean-360, train-other-500), dev-other (or dev-clean), test-other (or "
     "test-clean), each with SPEAKER/CHAPTER/*.trans.txt and *.flac; of mini LibriSpeech train-clean-5 and dev-clean-2, "
     "every other speaker of which is dev, the rest test. train-clean-360 and train-other-500 are unlabelled. Lists: "
-    f"960h, all of {', '.join(WHOLE)}; 10min, 1h, 10h, the utterances below {LIMITED}/{{1h/0..5,9h}}/{{clean,other}} (optional)"
+    f"960h, all of {', '.join(WHOLE)}; 10min, 1h, 10h, the utterances below "
+    f"{LIMITED}/{{1h/0..5,9h}}/{{clean,other}} (optional)"
 )
 CLEAN_NEEDS = "train-clean-100, dev-clean and test-clean, each with SPEAKER/CHAPTER/*.trans.txt and *.flac"
 
@@ -65,8 +66,8 @@ def _segments(home: Path, folders: dict[str, Split]) -> Iterator[Segment]:
 
 
 def lists(root: Path) -> dict[str, tuple[str, ...]]:
-    """Sorted ids: `960h`, all of the three train folders, where they are there, and the Libri-Light limited supervision sets `10min`, `1h` and `10h`, each a
-    part of the next, where their folder is there.
+    """Sorted ids: `960h`, all of the three train folders, where they are there; and the Libri-Light limited supervision
+    sets `10min`, `1h` and `10h`, each a part of the next, where their folder is there.
 
     Raises LayoutError for a folder that is not whole, an utterance that occurs in two of
     its parts, or one that the transcripts below the train folders lack.
