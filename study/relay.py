@@ -25,19 +25,29 @@ if TYPE_CHECKING:
     from trainables.ray_train import News
 
 LEASE_POLL_SECONDS = 1.0
+MAX_REMOVALS = 3  # of stages that a trial starts from, after which it fails
 
 
 def run_trial(
     config: dict[str, Any], groups: Any, sizes: Mapping[str, GroupSize], storage: Path, stages: str | None
 ) -> None:
-    """One trial, in a light process: its stages one after another, each trained by whichever group takes it."""
-    store = StageStore(storage, stages)
-    for position, stage in enumerate(stages_of(TrialConfig.model_validate(config["config"]))):
-        relay = functools.partial(_relay, position)
+    """One trial, in a light process: its stages one after another, each trained by whichever group takes it.
+
+    Where a stage fails and the one that it starts from is no longer there, because somebody has removed it, that one is
+    trained again.
+    """
+    store, chain = StageStore(storage, stages), stages_of(TrialConfig.model_validate(config["config"]))
+    position, removals = 0, 0
+    while position < len(chain):
+        stage, relay = chain[position], functools.partial(_relay, position)
         outcome = _run_stage(config["trial"], stage, store, groups, sizes[stage.kind], relay)
         if outcome.status == "stopped":
             return  # the driver, which stopped it, has recorded that
-        if outcome.status == "failed":
+        if outcome.status == "finished":
+            position += 1
+        elif position > 0 and removals < MAX_REMOVALS and store.result(chain[position - 1]) is None:
+            position, removals = position - 1, removals + 1
+        else:
             ray.tune.report({"status": "failed", "cause": f"{stage.kind}: {outcome.cause}"})
             return
     ray.tune.report({"status": "finished", "cause": None})
