@@ -50,7 +50,8 @@ class Search:
         self._contents = ledger.contents(spec.study)  # trial -> its stages
         self._by_content: dict[tuple[str, ...], str] = {}  # trial that ended first with these stages
         self._searches: dict[str, ArmSearch] = {}
-        self._grids = {arm: grid_of(spec, arm) for arm in spec.arms}
+        self._grids = {arm: {_values(point): point for point in grid_of(spec, arm)} for arm in spec.arms}
+        self._samples = {arm: dict.fromkeys(grid, 0) for arm, grid in self._grids.items()}  # search trials of each
         known = ledger.trials(spec.study)
         self._waiting = deque(trial for trial in known if trial.status == "unfinished")
         for trial in sorted(known, key=lambda trial: trial.number):
@@ -92,9 +93,14 @@ class Search:
     def _know(self, trial: Trial) -> None:
         self._trials[trial.trial] = trial
         if trial.origin == "search":
-            self._searched[trial.arm].append(trial.trial)
+            self._add_searched(trial)
         if trial.status == "unfinished":
             self._unfinished.add(trial.trial)
+
+    def _add_searched(self, trial: Trial) -> None:
+        self._searched[trial.arm].append(trial.trial)
+        if (values := _values(trial.grid)) in self._samples[trial.arm]:
+            self._samples[trial.arm][values] += 1
 
     def _count(self, trial: Trial, result: Result) -> None:
         """The trial has ended, after all that were counted before."""
@@ -148,9 +154,10 @@ class Search:
     def _new_searches(self, not_of: Collection[str]) -> Iterator[Proposal]:
         """The next search trial of the arm that has had the fewest."""
         for arm in sorted(set(self.spec.arms) - set(not_of), key=self._turn):
-            number, points = len(self._searched[arm]), self._grids[arm]
-            if number < len(points) * samples(self.spec, arm) and self.reason_to_stop(arm) is None:
-                yield self._new_search(arm, number, points[number % len(points)], number // len(points))
+            number, grid, done = len(self._searched[arm]), self._grids[arm], self._samples[arm]
+            if number < len(grid) * samples(self.spec, arm) and self.reason_to_stop(arm) is None:
+                fewest = min(done, key=done.__getitem__)  # of several the one that comes first in the grid
+                yield self._new_search(arm, number, grid[fewest], done[fewest])
 
     def _turn(self, arm: str) -> tuple[int, int]:
         """The arm that has had the fewest trials comes first, of several the one that stands first in the sweep."""
@@ -196,8 +203,9 @@ class Search:
         state |= {"rejected": rejected} if rejected else {}
         name = f"{arm}-{number:03d}"
         self._numbers[name] = search.last_number
-        self._searched[arm].append(name)
-        return self._record(self._trial(name, arm, number, "search", grid, point, config, state), config, stages)
+        trial = self._trial(name, arm, number, "search", grid, point, config, state)
+        self._add_searched(trial)
+        return self._record(trial, config, stages)
 
     def _new_replications(self) -> Iterator[Proposal]:
         """The best of each arm with fresh seeds, once its search is over."""
@@ -310,3 +318,8 @@ def _without_copies(trials: Sequence[Trial]) -> list[Trial]:
 def _configuration(trial: Trial) -> str:
     without_seed = {path: value for path, value in trial.point.items() if path != "seed"}
     return json.dumps([trial.arm, without_seed], sort_keys=True)
+
+
+def _values(grid: Point) -> str:
+    """In whatever order they are listed."""
+    return json.dumps(grid, sort_keys=True)

@@ -331,6 +331,16 @@ class TestRealProbes:
         assert found["decode"].step_seconds == ()
         assert found["decode"].test_seconds > 0
 
+    def test_shapes_that_differ_in_what_a_run_leaves_out_are_measured_each(self, small_corpus: Path) -> None:
+        """Of the second one no run is found in the store, which the first one would have left."""
+        frozen = {"regime.train.frozen_backbone_steps": {"kind": "grid", "choices": [0, 2]}}
+        train = {"steps": 4, "batch_seconds": 6, "evaluate_every": 2}
+        trial = {"model": SMALL_MODEL, "regime": {"kind": "supervised", "train": train}}
+        spec = real_study(small_corpus, {"arm": {"trial": trial, "space": frozen}}, resources={"max_groups": 1})
+        found = measure(spec, make_plan(spec), silent, QUICK)
+        assert len(found) == 2
+        assert all(probe.startup_seconds > 0 for probe in found.values())
+
     def test_a_stage_that_fails_says_why(self, small_corpus: Path) -> None:
         train = {"steps": 4, "batch_seconds": 6, "evaluate_every": 2}
         arms = {"arm": {"trial": {"model": SMALL_MODEL, "regime": {"kind": "supervised", "train": train}}}}

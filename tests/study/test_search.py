@@ -266,6 +266,15 @@ def test_a_grid_without_sampled_parameters_runs_each_combination_once(tmp_path: 
     assert sorted(found) == [(1, 1), (1, 2), (2, 1), (2, 2)]
 
 
+def test_a_grid_that_is_listed_in_another_order_runs_what_has_not_run(tmp_path: Path, start: Start) -> None:
+    space = {CNN_LAYERS: GRID, GRU_LAYERS: GRID, LEARNING_RATE: RATE}
+    run(start(one_arm(tmp_path, space, 2)), at_most=3)
+    search = start(one_arm(tmp_path, dict(reversed(space.items())), 2))
+    assert len(run(search)) == 5
+    combinations = Counter((point[CNN_LAYERS], point[GRU_LAYERS]) for point in points(search))
+    assert combinations == dict.fromkeys([(1, 1), (1, 2), (2, 1), (2, 2)], 2)
+
+
 def test_an_arm_without_a_space_runs_once(tmp_path: Path, start: Start) -> None:
     search = start(one_arm(tmp_path, {}, 5))
     assert run(search, loss=lambda point: 0.5) == ["arm-000"]
