@@ -94,6 +94,7 @@ NOTES = {
     "sew_small": "in P-SEW's repository only",
     "sew_mid": "in P-SEW's repository only",
     "sew_d_mid_k127": "in P-SEW's repository only",
+    "w2v2_large": "no dropout, as in fairseq's file for Libri-Light; the paper's on LibriSpeech: 0.1, and layers 0.2",
     "w2v2_large_lv60": "also the architecture of XLSR-53 and XLS-R-300M",
     "compact_cnn_gru": "this project's own, for machines without an accelerator",
 }

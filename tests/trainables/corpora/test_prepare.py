@@ -258,6 +258,15 @@ class Bad:
         os.truncate(path, int(path.stat().st_size * share))
         return path
 
+    def promising(self, name: str, share: float, promised: int) -> Path:
+        """A WAV file with that share of its samples, whose header promises so many bytes of them."""
+        path = self.written(name)
+        content = path.read_bytes()
+        data = content.index(b"data") + 4
+        kept = content[data + 4 : data + 4 + round((len(content) - data - 4) * share)]
+        path.write_bytes(content[:data] + promised.to_bytes(4, "little") + kept)
+        return path
+
     def _audio(self) -> None:
         self.add("missing_audio", self.root / "missing.flac")
         for suffix in (".flac", ".wav", ".ogg", ".mp3"):
@@ -279,6 +288,14 @@ class Bad:
         seconds = self.good.seconds
         self.add("undecodable", self.cut("cut-flac.flac", 0.5))  # libsndfile reads nothing of it
         self.add("truncated", self.cut("cut-wav.wav", 0.5))
+        self.add("truncated", self.promising("broken-off.wav", 0.5, len(self.good.samples) * 2))
+        for name, promised in (("ffmpeg.wav", 2**32 - 1), ("sox.wav", 2**31 - 37)):  # what is written to a pipe
+            self.add(None, self.promising(name, 1.0, promised))
+        unknown = self.written("streamed.flac")
+        header = bytearray(unknown.read_bytes())
+        header[21:26] = bytes([header[21] & 0xF0, 0, 0, 0, 0])  # the number of samples in STREAMINFO
+        unknown.write_bytes(header)
+        self.add("undecodable", unknown)
         self.add("truncated", self.written("half.flac"), expected_seconds=2 * seconds + 1)
         double = self.written("double.flac")
         self.add("wrong_rate", double, expected_seconds=seconds - 0.6)

@@ -38,6 +38,8 @@ from trainables.data.corpus import BYTES_PER_SAMPLE, CorpusError
 
 FORMAT_VERSION = 1  # of the audio store; part of the shards' names
 SEGMENTS_A_SHARD = 500
+UNKNOWN_BYTES = 2**31 - 2**16  # and what is above: no length, but a promise by who could not know it
+UNKNOWN_FRAMES = 2**48
 ABANDONED_SECONDS = 3600.0  # since the last write to an unfinished file
 _UNFINISHED = re.compile(r"\..+\.\d+\.[0-9a-f]+")  # name, process, and what makes it unique
 
@@ -220,6 +222,8 @@ def _samples(segment: Segment, file: Any, limits: Limits) -> NDArray[np.int16] |
         return found("wrong_rate", f"{rate_hz} Hz; at least {limits.min_sample_rate_hz} Hz is needed")
     if not can_resample(rate_hz):
         return found("wrong_rate", f"{rate_hz} Hz is none that audio has")
+    if file.frames > UNKNOWN_FRAMES:
+        return found("undecodable", "its header does not tell how long it is; encode it again")
     first = min(round(segment.start_seconds * rate_hz), file.frames)
     count = file.frames - first
     if segment.duration_seconds is not None:
@@ -255,11 +259,20 @@ def _is_cut_ogg(path: Path) -> bool:
     return last < 0 or not end[last + 5] & 4
 
 
+def _is_cut_wav(extra_info: str) -> bool:
+    """Whether the header promises more than there is, by what libsndfile tells of it.
+
+    Programs that write to a pipe cannot know the length, and promise what never is: ffmpeg 2^32 - 1 bytes, sox 2^31.
+    """
+    promised = re.search(r"^\s*(?:data|SSND)\s*:\s*(\d+) \(should be", extra_info, re.MULTILINE)
+    return promised is not None and int(promised[1]) < UNKNOWN_BYTES
+
+
 def _length_problem(segment: Segment, file: Any, seconds: float, limits: Limits) -> tuple[str, str] | None:
     asked = segment.duration_seconds
     if asked is None and file.format == "OGG" and _is_cut_ogg(segment.path):
         return "truncated", "the end of its Ogg stream is missing"
-    if asked is None and "should be" in file.extra_info:  # libsndfile's word on a WAV header that promises more
+    if asked is None and _is_cut_wav(file.extra_info):
         return "truncated", f"its header promises more than the {seconds:.2f} s that it holds"
     if (
         asked is None
