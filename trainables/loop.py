@@ -344,8 +344,10 @@ class _Training:
         rates = _rates(hypotheses, self.stage.outputs)
         if split == "dev" and self.stage.keep == "best":
             self._keep(rates)
-        if rank() == 0 and (split == "test" or self.kept is None or self.kept.step == self.step):
+        if rank() == 0 and (split == "test" or self.kept is None):
             write_hypotheses(self.folder / f"hypotheses-{split}.jsonl", hypotheses)
+        elif rank() == 0 and self.kept and self.kept.step == self.step:  # theirs, as long as the weights are kept
+            write_hypotheses(self._kept_file(self.kept).with_suffix(".jsonl"), hypotheses)
         prefix = self.stage.dev_name if split == "dev" else split
         return {f"{prefix}_{name}": value for name, value in rates.items()}
 
@@ -365,7 +367,10 @@ class _Training:
     def _restore_kept(self) -> None:
         trained = self._trained()
         if rank() == 0 and self.kept:  # others may not see its file
-            trained.load_state_dict(safetensors.torch.load_file(self._kept_file(self.kept), device=str(self.device)))
+            kept = self._kept_file(self.kept)
+            trained.load_state_dict(safetensors.torch.load_file(kept, device=str(self.device)))
+            with contextlib.suppress(FileNotFoundError):  # of an earlier version: there they are already
+                write_atomically(self.folder / "hypotheses-dev.jsonl", kept.with_suffix(".jsonl").read_bytes())
         share_first(trained.state_dict().values())
 
     def _trained(self) -> nn.ModuleDict:
@@ -444,6 +449,7 @@ class _Training:
         for file in self.folder.glob("kept-*.safetensors"):  # only now: the last checkpoints may have named older ones
             if self.kept_files and file not in self.kept_files:
                 file.unlink()
+                file.with_suffix(".jsonl").unlink(missing_ok=True)
         return self._upload(at_once=at_once)
 
     def _confirm(self) -> None:

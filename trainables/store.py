@@ -17,7 +17,7 @@ from trainables.object_storage import Found
 from trainables.remote_stages import LISTING, DamagedObjectError, RemoteStages, mark
 from trainables.stage import Stage, StageResult
 
-TRAINING_FILES = ("checkpoint*.pt", "kept-*.safetensors")  # which a finished stage does not need
+TRAINING_FILES = ("checkpoint*.pt", "kept-*")  # which a finished stage does not need
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from tests.conftest import SMALL_MODEL, SMALL_TRANSFORMER, small_trial
 from tests.trainables.builders import characters_of, corpus_of
 from tests.trainables.test_loop import run, weights, without_times
 from tests.trainables.test_resume import assert_same_weights, interrupted, supervised
+from trainables import loop
 from trainables.config import Progress
 from trainables.data.batches import Batch, Stream
 from trainables.data.corpus import Utterance
@@ -317,6 +318,24 @@ def test_the_stored_weights_are_those_of_the_best_evaluation(small_corpus: Path,
         assert error_rates(hypotheses) == found
         assert hypotheses_file(stage, store, split) == hypotheses
     assert not list(store.folder(stage).glob("kept-*"))
+
+
+def test_hypotheses_are_those_of_the_kept_weights_where_a_repeated_evaluation_is_worse(
+    small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, whose results are not the same to the last bit: killed between an evaluation and its checkpoint."""
+    stage, store = supervised(small_corpus, 3, evaluate_every=1, keep="best"), StageStore(tmp_path)
+
+    def wrong(*words: int) -> None:
+        found = iter(words)  # of four, in each evaluation
+        hypotheses = ([Hypothesis("u", "a b c d", "a b c d"[2 * n :], 1.0, "")] for n in found)
+        monkeypatch.setattr(loop, "transcribe", lambda *arguments: next(hypotheses))
+
+    wrong(2, 1)
+    interrupted(stage, store, 2)
+    wrong(3, 3, 3)  # steps 2 and 3, and test
+    assert run(stage, store)[-1].metrics["kept_step"] == 1
+    assert error_rates(hypotheses_file(stage, store, "dev"))["wer"] == 2 / 4
 
 
 def test_keeping_the_last_weights_trains_alike_and_stores_and_tests_others(small_corpus: Path, tmp_path: Path) -> None:
