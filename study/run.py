@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from study.notify import Event
     from study.plan import Plan
     from study.tracking import Conclusion
+    from trainables.recogniser import Recogniser
 
 DONE, BAD_SWEEP, SOME_FAILED, INTERRUPTED = 0, 2, 3, 130
 CANNOT_WRITE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -440,16 +441,21 @@ def _transcribe(options: argparse.Namespace) -> int:
     try:
         recogniser = Recogniser.open(_trained_folder(options))
         for path in options.files:
-            text = recogniser.transcribe(path)
+            text = _transcribed(recogniser, path)
             line = json.dumps({"file": str(path), "text": text}, ensure_ascii=False)
             print(line if options.json else f"{path}\t{text}", flush=True)
     except (CheckpointError, CorpusError, ValueError) as error:
         raise SettingsError([str(error)]) from error
-    except RuntimeError as error:  # torch has no class for that of the CPU
+    return DONE
+
+
+def _transcribed(recogniser: Recogniser, path: Path) -> str:
+    try:
+        return recogniser.transcribe(path)
+    except RuntimeError as error:  # torch has no class for a CPU's memory that is used up
         if "memory" not in str(error):
             raise
         raise SettingsError([f"{path}: is too long for the memory of this machine; cut it into pieces"]) from error
-    return DONE
 
 
 def _trained_folder(options: argparse.Namespace) -> Path:
