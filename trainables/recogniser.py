@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Self
 
@@ -11,6 +12,8 @@ from trainables.data.audio import read_audio
 from trainables.data.batches import Batch
 from trainables.data.config import SAMPLE_RATE_HZ
 from trainables.data.corpus import CorpusError
+from trainables.data.phones import Phones
+from trainables.data.symbols import Symbols
 from trainables.data.text import Characters
 from trainables.decoding.greedy import greedy_decode
 from trainables.losses.ctc import ctc_log_probabilities
@@ -20,16 +23,23 @@ from trainables.models.transformer import Transformer
 
 
 class Recogniser:
-    def __init__(self, model: AcousticModel, characters: Characters) -> None:
+    def __init__(self, model: AcousticModel, symbols: Symbols) -> None:
         self.model = model.eval()
-        self.characters = characters
+        self.symbols = symbols
         if isinstance(model.backbone, Transformer):
             model.backbone.prepare_for_inference()
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """From a finished stage or a Hugging Face folder. Raises CheckpointError when it has no CTC head or symbols."""
+        """From a finished stage or a Hugging Face folder.
+
+        Raises CheckpointError when it has no CTC head or symbols, PhonesError for phones of an unknown language.
+        """
         model, symbols = read_ctc_model(path)
+        stage = path / "stage.json"
+        outputs = json.loads(stage.read_text("utf-8"))["outputs"] if stage.is_file() else {}
+        if outputs.get("kind") == "phones":
+            return cls(model, Phones.of_symbols(symbols, outputs["language"]))
         return cls(model, Characters.of_symbols(symbols))
 
     @torch.inference_mode()
@@ -53,4 +63,4 @@ class Recogniser:
             seed=0,
             counted=True,
         )
-        return greedy_decode(*ctc_log_probabilities(self.model, batch), self.characters)[0]
+        return greedy_decode(*ctc_log_probabilities(self.model, batch), self.symbols)[0]

@@ -237,7 +237,7 @@ class TestExport:
         for utterance in (*corpus.dev[:5], *corpus.train[:5]):
             path = [i for index in symbols.encode(utterance.text or "") for i in (index, index, BLANK)]
             assert processor.batch_decode([path]) == [symbols.decode(symbols.encode(utterance.text or "")).strip()]
-        assert Recogniser.open(tmp_path / "exported").characters.symbols[1:] == symbols.symbols[1:]
+        assert Recogniser.open(tmp_path / "exported").symbols.symbols[1:] == symbols.symbols[1:]
         audio = corpus.dev[0].path
         inputs = processor(load_audio(audio).astype(np.float32), sampling_rate=16_000, return_tensors="pt")
         with torch.no_grad():

@@ -50,9 +50,12 @@ EXPORTED: dict[str, Settings] = {
 }
 
 
+SHORT: Settings = {"steps": 3, "learning_rate": 1e-4, "batch_seconds": 6, "report_every": 1, "evaluate_every": 3}
+
+
 def trained(corpus: Path, folder: Path, model: Settings) -> Path:
     """The folder of a stage so short that its model still writes many symbols: nearly the random ones of its start."""
-    train = {"steps": 3, "learning_rate": 1e-4, "batch_seconds": 6, "report_every": 1, "evaluate_every": 3}
+    train = SHORT
     trial = TrialConfig.model_validate(small_trial(corpus, {"kind": "supervised", "train": train}, model=model))
     (stage,), store = stages_of(trial), StageStore(folder)
     run(stage, store)
@@ -88,6 +91,21 @@ def test_the_text_of_a_file_is_that_of_the_evaluation(small_corpus: Path, tmp_pa
         expected = {line["id"]: line["hypothesis"] for line in map(json.loads, lines)}
         assert len(set(expected.values())) == 5
         assert {u.id: recogniser.transcribe(u.path) for u in getattr(corpus, split)} == expected
+
+
+def test_the_phones_of_a_file_are_those_of_the_evaluation(small_corpus: Path, tmp_path: Path) -> None:
+    unlabelled = {name: value for name, value in SHORT.items() if name != "evaluate_every"}
+    regime = {"kind": "wav2vec_s", "pretrain": unlabelled, "semi_supervised": {**SHORT, "labels": "phones"}}
+    trial = small_trial(small_corpus, {**regime, "finetune": SHORT}, model=SMALL_MODEL)
+    trial["corpus"]["language"] = "es"
+    store = StageStore(tmp_path)
+    for stage in stages_of(TrialConfig.model_validate(trial))[:2]:
+        run(stage, store)
+    recogniser = Recogniser.open(store.folder(stage))
+    lines = (store.folder(stage) / "hypotheses-dev.jsonl").read_text(encoding="utf-8").splitlines()
+    expected = {line["id"]: line["hypothesis"] for line in map(json.loads, lines)}
+    assert any(" " in phones for phones in expected.values())
+    assert {u.id: recogniser.transcribe(u.path) for u in corpus_of(small_corpus).dev} == expected
 
 
 def test_the_text_does_not_depend_on_what_was_transcribed_before(small_corpus: Path, recogniser: Recogniser) -> None:
