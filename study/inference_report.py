@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -55,12 +56,16 @@ def is_wanted(found: InferenceTime, wanted: InferenceTimeSpec) -> bool:
 
 
 def model_times(spec: StudySpec, ledger: Ledger, cells: Sequence[Cell]) -> list[ModelTime]:
-    """The configurations whose models were measured as the sweep asks, in the order of the cells, device by device."""
-    if spec.inference_time is None:
-        return []
-    wanted, measured = spec.inference_time, ledger.inference_times(spec.study)
+    """The configurations whose models were measured as the sweep asks, in the order of the cells, device by device.
+
+    Of times that the sweep does not ask for any more, those of the split and the batches that most models have.
+    """
+    measured = ledger.inference_times(spec.study)
     if not measured:
         return []
+    protocols = Counter((found.split, found.batch_seconds) for several in measured.values() for found in several)
+    (split, batch_seconds), _ = protocols.most_common(1)[0]
+    wanted = spec.inference_time or InferenceTimeSpec(split=split, batch_seconds=batch_seconds)
     times: dict[str, dict[str, InferenceTime]] = {}  # key of the model -> device -> time
     for trial in ledger.trials(spec.study):
         for stage in ledger.trial_stages(spec.study, trial.trial):
