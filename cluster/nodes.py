@@ -45,7 +45,7 @@ class Node:
     cpus: float
     gpus: float
     type: str = ""  # its node type in the autoscaler's settings; empty: it was started by hand
-    of: int | None = None  # of all nodes with this number, no more than so many can be there at once
+    most_at_once: int | None = None  # of all nodes with the same number here
 
     def holds(self, size: GroupSize) -> int:
         """How many workers of this size fit."""
@@ -103,7 +103,7 @@ def _reported_types() -> dict[str, str]:
 def possible_nodes(present: Sequence[Node]) -> list[Node]:
     """The nodes that there can be: those present, and what the autoscaler may add as far as its settings are here.
 
-    Of the latter, as many of each type as there can be; they know how many there can be of all types together (`of`).
+    Of the latter, as many of each type as there can be; `most_at_once` says how many of all types together.
     """
     path = CLUSTER_FILE.expanduser()
     settings = yaml.safe_load(path.read_text()) if path.is_file() else {}
@@ -143,7 +143,7 @@ def groups_that_fit(size: GroupSize, nodes: Iterable[Node]) -> int:
     """How many groups the nodes hold at once, if nothing else runs there."""
     held: defaultdict[int | None, list[int]] = defaultdict(list)
     for node in nodes:
-        held[node.of].append(node.holds(size))
+        held[node.most_at_once].append(node.holds(size))
     return sum(sum(sorted(workers, reverse=True)[:most]) for most, workers in held.items()) // size.workers
 
 
@@ -157,7 +157,7 @@ class Packing:
     """Worker groups side by side on nodes: each worker takes the first node with room."""
 
     def __init__(self, nodes: Iterable[Node]) -> None:
-        self._rooms = [_Room(node.cpus, [1.0] * int(node.gpus), node.of) for node in nodes]
+        self._rooms = [_Room(node.cpus, [1.0] * int(node.gpus), node.most_at_once) for node in nodes]
         self._used = 0  # of the nodes that cannot all be there at once
         self._first: dict[GroupSize, int] = {}  # of the nodes, those before this one have no room for the size
 
@@ -178,8 +178,8 @@ class Packing:
         return index < len(self._rooms)
 
     def _take_from(self, room: _Room, size: GroupSize) -> bool:
-        is_new = room.of is not None and not room.used
-        if (is_new and room.of == self._used) or not room.take(size):
+        is_new = room.most_at_once is not None and not room.used
+        if (is_new and room.most_at_once == self._used) or not room.take(size):
             return False
         self._used += is_new
         return True
@@ -191,7 +191,7 @@ class _Room:
 
     cpus: float
     gpus: list[float]
-    of: int | None = None
+    most_at_once: int | None = None
     used: bool = False
 
     def take(self, size: GroupSize) -> bool:

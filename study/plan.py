@@ -30,7 +30,7 @@ from search_spaces.space import (
 )
 from study.constraints import violated
 from study.disk import DiskEstimate, disk_estimate, stage_bytes
-from study.spec import ConstraintsSpec, ResourcesSpec, StudySpec, trials_of
+from study.spec import ConstraintsSpec, GroupSpec, ResourcesSpec, StudySpec, trials_of
 from trainables.decoding.files import missing
 from trainables.stage import Stage, StageKind
 from trainables.trial import absent, corpora_of, stages_of
@@ -165,15 +165,21 @@ def _disk(resources: ResourcesSpec, distinct: Sequence[Planned]) -> DiskEstimate
 
 
 def stages_at_a_time(resources: ResourcesSpec, kind: StageKind) -> int:
-    """Worker groups for stages of this kind: `max_groups`, or else as many as the CPUs of this machine hold.
+    """Worker groups for stages of this kind: `max_groups`, or else as many as this machine holds.
 
-    And as its GPUs hold, where it has any.
+    On a machine without GPUs, its CPUs alone count.
     """
-    group, gpus = resources.group(kind), len(visible_gpus())
+    group = resources.group(kind)
+    here = groups_here(group if visible_gpus() else group.with_(gpus_per_worker=0.0))
+    return resources.max_groups or max(1, here)
+
+
+def groups_here(group: GroupSpec) -> int:
+    """How many such worker groups this machine holds."""
     workers = (os.cpu_count() or 1) // group.cpus_per_worker
-    if group.gpus_per_worker and gpus:
-        workers = min(workers, int(gpus / group.gpus_per_worker + 1e-9))
-    return resources.max_groups or max(1, workers // group.workers)
+    if group.gpus_per_worker:
+        workers = min(workers, int(len(visible_gpus()) / group.gpus_per_worker + 1e-9))
+    return workers // group.workers
 
 
 def visible_gpus() -> list[str]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from study.estimate import Estimate, StageProbe, cost_shape, estimate, wave_of
-from study.plan import Plan, stages_at_a_time, visible_gpus
+from study.plan import Plan, groups_here, stages_at_a_time, visible_gpus
 from study.spec import GroupSpec, ResourcesSpec, StudySpec
 from trainables.data.corpus import total_seconds
 from trainables.losses.config import LossConfig, PseudoLabelConfig
@@ -160,19 +160,11 @@ def _side_by_side(resources: ResourcesSpec, plan: Plan, kind: StageKind) -> int:
     """How many stages run at a time in the study's widest wave that has such stages, and fit on this machine."""
     waves = {wave_of(planned) for planned in plan.distinct if planned.longest.kind == kind}
     widest = max(sum(p.count for p in plan.distinct if wave_of(p) == wave) for wave in waves)
-    return min(stages_at_a_time(resources, kind), widest, _groups_here(resources.group(kind)))
-
-
-def _groups_here(group: GroupSpec) -> int:
-    """How many such worker groups this machine holds."""
-    workers = (os.cpu_count() or 1) // group.cpus_per_worker
-    if group.gpus_per_worker:
-        workers = min(workers, int(len(visible_gpus()) / group.gpus_per_worker + 1e-9))
-    return workers // group.workers
+    return min(stages_at_a_time(resources, kind), widest, groups_here(resources.group(kind)))
 
 
 def _refuse_too_large(group: GroupSpec) -> None:
-    if not _groups_here(group):
+    if not groups_here(group):
         raise SettingsError(
             [
                 f"a probe runs on this machine, which holds {os.cpu_count()} CPU(s) and {len(visible_gpus())} GPU(s), "

@@ -373,13 +373,14 @@ class TestTrained:
         assert decoded_folder(ledger, storage, name) == store.folder(stages[1])
 
 
-class TestCommand:
-    def gc(self, *words: object) -> int:
-        parser = argparse.ArgumentParser()
-        garbage.add_parser(parser.add_subparsers())
-        options = parser.parse_args(["gc", *map(str, words)])
-        return int(options.command(options))
+def run_gc(*words: object) -> int:
+    parser = argparse.ArgumentParser()
+    garbage.add_parser(parser.add_subparsers())
+    options = parser.parse_args(["gc", *map(str, words)])
+    return int(options.command(options))
 
+
+class TestCommand:
     @pytest.fixture
     def storage(self, tmp_path: Path) -> Path:
         """Two finished trials of a study that is over, and an unfinished stage of no trial."""
@@ -400,12 +401,12 @@ class TestCommand:
         return printed["bytes_left"], ["removed" if row["removed"] else row["kept"] for row in printed["folders"]]
 
     def test_without_a_quota_removes_garbage_only(self, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.gc("--storage", storage, "--json") == 0
+        assert run_gc("--storage", storage, "--json") == 0
         assert self.found(capsys)[1] == ["removed", None, None, "the best of arm slow of race"]
         assert self.folders(storage) == 3
 
     def test_with_a_quota_removes_what_is_not_kept(self, storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert self.gc("--storage", storage, "--quota", "1kB", "--json") == 0
+        assert run_gc("--storage", storage, "--quota", "1kB", "--json") == 0
         left, rows = self.found(capsys)
         assert rows == ["removed"] * 3 + ["the best of arm slow of race"]
         assert left == sum(path.stat().st_size for path in (storage / "stages").rglob("*") if path.is_file())
@@ -413,17 +414,17 @@ class TestCommand:
     def test_a_dry_run_tells_the_same_and_removes_nothing(
         self, storage: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        assert self.gc("--storage", storage, "--quota", "1kB", "--dry-run", "--json") == 0
+        assert run_gc("--storage", storage, "--quota", "1kB", "--dry-run", "--json") == 0
         would = self.found(capsys)
         assert self.folders(storage) == 4
-        self.gc("--storage", storage, "--quota", "1kB", "--json")
+        run_gc("--storage", storage, "--quota", "1kB", "--json")
         assert self.found(capsys) == would
 
     def test_prints_a_table_and_says_when_a_quota_cannot_be_met(
         self, storage: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("COLUMNS", "160")
-        self.gc("--storage", storage, "--quota", "1kB", "--dry-run")
+        run_gc("--storage", storage, "--quota", "1kB", "--dry-run")
         printed = capsys.readouterr().out
         assert "finetune of no trial" in printed
         assert "pretrain of race/slow-000 and 1 more" in printed
@@ -441,12 +442,12 @@ class TestCommand:
     )
     def test_refuses_what_cannot_be(self, storage: Path, words: tuple[str, str], message: str) -> None:
         with pytest.raises(SettingsError, match=message.replace("-", r"\-")):
-            self.gc("--storage", storage, *words)
+            run_gc("--storage", storage, *words)
         assert self.folders(storage) == 4
 
     def test_refuses_a_folder_without_a_ledger(self, tmp_path: Path) -> None:
         with pytest.raises(LedgerError, match="no such file; --storage is the folder of studies that have run"):
-            self.gc("--storage", tmp_path / "empty")
+            run_gc("--storage", tmp_path / "empty")
 
     @pytest.mark.parametrize(
         ("text", "expected"), [("10GB", 10**10), ("10GiB", 10 * 2**30), ("1.5 TB", 1.5e12), ("7", 7)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -19,7 +18,7 @@ from study.garbage import over_quota, remove, survey, survey_remote
 from study.ledger import Ledger, LedgerError
 from study.run import main
 from tests.buckets import BUCKET, BucketServer, bucket_server
-from tests.study.test_garbage import Studied
+from tests.study.test_garbage import Studied, run_gc
 from trainables.object_lease import ObjectLease
 from trainables.object_storage import ObjectStorage
 from trainables.remote_stages import RemoteStages
@@ -226,12 +225,6 @@ def test_killed_at_any_write_it_leaves_whole_stages_or_garbage(
 
 
 class TestCommand:
-    def gc(self, *words: object) -> int:
-        parser = argparse.ArgumentParser()
-        garbage.add_parser(parser.add_subparsers())
-        options = parser.parse_args(["gc", *map(str, words)])
-        return int(options.command(options))
-
     def test_removes_from_the_bucket_and_not_from_the_folder(
         self, race: Studied, url: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -242,7 +235,7 @@ class TestCommand:
         printed = []
         for more in (("--dry-run",), ()):
             there = objects(url)
-            assert self.gc(*words, *more) == 0
+            assert run_gc(*words, *more) == 0
             printed.append(json.loads(capsys.readouterr().out))
             assert (objects(url) == there) == bool(more)
         assert printed[0]["folders"] == printed[1]["folders"]
@@ -256,4 +249,4 @@ class TestCommand:
 
     def test_refuses_what_is_no_bucket(self, race: Studied) -> None:
         with pytest.raises(SettingsError, match=r"--stages must be the URL of a bucket, such as s3://bucket/prefix"):
-            self.gc("--storage", race.spec.storage, "--stages", "results")
+            run_gc("--storage", race.spec.storage, "--stages", "results")

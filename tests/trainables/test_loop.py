@@ -103,7 +103,7 @@ def test_a_worker_that_was_taken_over_changes_nothing_that_its_successor_reads(
     def take_over(report: Report) -> None:
         if report.step < 4 or theirs:
             return
-        store.lease(stage).path.write_text("another-host.invalid 1 1 abc")  # type: ignore[union-attr]
+        store.folder(stage).with_suffix(".lease").write_text("another-host.invalid 1 1 abc")
         theirs.update({path: path.read_bytes() for path in store.partial_folder(stage).iterdir()})
 
     with pytest.raises(LeaseLostError):
@@ -111,7 +111,7 @@ def test_a_worker_that_was_taken_over_changes_nothing_that_its_successor_reads(
     assert any(path.name.startswith("kept-") for path in theirs)
     assert {path: path.read_bytes() for path in theirs} == theirs
     assert store.result(stage) is None
-    store.lease(stage).path.unlink()  # type: ignore[union-attr]
+    store.folder(stage).with_suffix(".lease").unlink()
     assert without_times(run(stage, store)) == without_times(run(stage, StageStore(tmp_path / "undisturbed")))
 
 
