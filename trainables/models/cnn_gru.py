@@ -17,6 +17,7 @@ from trainables.models.config import CnnGruConfig
 from trainables.models.extractors import LogMel
 from trainables.models.frames import frame_mask, refuse_short
 from trainables.models.linear import Linear
+from trainables.models.recurrent import BidirectionalGru
 
 HEADS = 8
 MAX_ROWS = 65_535
@@ -65,21 +66,13 @@ class GruLayer(nn.Module):
     def __init__(self, in_width: int, width: int, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_width)
-        self.gru = nn.GRU(in_width, width, batch_first=True, bidirectional=True)
+        self.gru = BidirectionalGru(in_width, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTE: Tensor, num_frames_B: Tensor | None, *, across_batch: bool = False) -> Tensor:
         """None for `num_frames_B` runs over padding too; `across_batch` takes the batch for time, as `compat` does."""
         x_BTE = F.gelu(self.norm(x_BTE))
-        if across_batch:
-            y_BTE = self.gru(x_BTE.transpose(0, 1))[0].transpose(0, 1)
-        elif num_frames_B is None:
-            y_BTE = self.gru(x_BTE)[0]
-        else:
-            packed = nn.utils.rnn.pack_padded_sequence(x_BTE, num_frames_B, batch_first=True, enforce_sorted=False)
-            y_BTE, _ = nn.utils.rnn.pad_packed_sequence(
-                self.gru(packed)[0], batch_first=True, total_length=x_BTE.shape[1]
-            )
+        y_BTE = self.gru(x_BTE.transpose(0, 1)).transpose(0, 1) if across_batch else self.gru(x_BTE, num_frames_B)
         dropped_BTE: Tensor = self.dropout(y_BTE)
         return dropped_BTE
 

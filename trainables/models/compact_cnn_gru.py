@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from trainables.models.config import CompactCnnGruConfig
 from trainables.models.extractors import LogMel
 from trainables.models.frames import frame_mask, refuse_short
+from trainables.models.recurrent import BidirectionalGru
 
 
 class ConvLayer(nn.Module):
@@ -45,7 +46,7 @@ class CompactCnnGru(nn.Module):
         self.feature_norm = nn.LayerNorm(width)
         self.mask_embedding = nn.Parameter(torch.empty(width).uniform_())
         self.gru = nn.ModuleList(
-            nn.GRU(width if i == 0 else self.context_width, config.gru_width, batch_first=True, bidirectional=True)
+            BidirectionalGru(width if i == 0 else self.context_width, config.gru_width)
             for i in range(config.gru_layers)
         )
         self.context_norm = nn.ModuleList([nn.LayerNorm(self.context_width) for _ in range(config.gru_layers)])
@@ -93,11 +94,7 @@ class CompactCnnGru(nn.Module):
         if mask_BT is not None:
             x_BTD = torch.where(mask_BT[..., None], self.mask_embedding.to(x_BTD.dtype), x_BTD)
         for gru, norm in zip(self.gru, self.context_norm, strict=True):
-            packed = nn.utils.rnn.pack_padded_sequence(
-                self.dropout(x_BTD), num_frames_B, batch_first=True, enforce_sorted=False
-            )
-            y_BTC, _ = nn.utils.rnn.pad_packed_sequence(gru(packed)[0], batch_first=True, total_length=x_BTD.shape[1])
-            y_BTC = norm(y_BTC)
+            y_BTC = norm(gru(self.dropout(x_BTD), num_frames_B))
             x_BTD = x_BTD + y_BTC if x_BTD.shape == y_BTC.shape else y_BTC
         context_BTC: Tensor = self.dropout(x_BTD)
         return context_BTC
