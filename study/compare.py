@@ -246,8 +246,9 @@ def _ratios(
     devices: tuple[frozenset[str], frozenset[str]],
 ) -> tuple[list[DurationRatio], str]:
     """Ratios at the targets that both studies have, and why there are none, or ""."""
-    from study.answer import AXES, target_text
+    from study.answer import AXES
     from study.statistics import holm
+    from study.wording import target_text
 
     metrics = [spec.convergence.metric for spec in specs]
     if metrics[0] != metrics[1]:
@@ -288,7 +289,7 @@ def sentences(found: StudyComparison) -> list[str]:
 
 def _verdicts(found: StudyComparison) -> list[str]:
     """For each arm, where the rates differ beyond chance."""
-    from study.answer import metric_name
+    from study.wording import metric_name
 
     told = []
     for arm in dict.fromkeys(rate.arm for rate in found.rates if rate.difference and rate.difference.difference):
@@ -361,8 +362,8 @@ def _sections(found: StudyComparison, curves: str) -> list[Section]:
 
 
 def _rate_rows(found: StudyComparison) -> list[list[str]]:
-    from study.answer import metric_name, rate_text
     from study.differences import difference_cells
+    from study.wording import metric_name, rate_text
 
     rows = []
     for rate in found.rates:
@@ -375,7 +376,8 @@ def _rate_rows(found: StudyComparison) -> list[list[str]]:
 
 
 def _ratio_rows(found: StudyComparison) -> list[list[str]]:
-    from study.answer import AXES, target_text
+    from study.answer import AXES
+    from study.wording import target_text
 
     rows = []
     for row in found.ratios:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from study.answer import SIGNIFICANT, WITH_LM, Answer, ArmResult, Comparison, metric_name
+from study.answer import SIGNIFICANT, Answer, ArmResult, Comparison
 from study.ledger import Ledger
 from study.significance import Difference, Scored, paired_bootstrap
 from study.spec import StudySpec
 from study.statistics import holm
+from study.wording import WITH_LM, metric_name
 from trainables.store import StageStore
 
 COUNTS = {"wer": ("errors", "words"), "cer": ("character_errors", "characters")}  # as hypotheses are written

@@ -35,8 +35,8 @@ def _errors(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    from study.answer import metric_name
     from study.terminal import make_console
+    from study.wording import metric_name
     from trainables.scoring import confusions, counts, error_rates, worst
 
     hypotheses, decoding = _hypotheses(options)

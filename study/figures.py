@@ -18,7 +18,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from numpy.typing import NDArray
 
 from search_spaces.space import AnyDistribution, Categorical, Grid, IntUniform, LogUniform
-from study.answer import ON_ONE_DEVICE, Answer, ArmResult, Cell, Front, goal_text, metric_name, objective_name
+from study.answer import ON_ONE_DEVICE, Answer, ArmResult, Cell, Front
 from study.convergence import Axis
 from study.devices import Devices
 from study.figure_files import BARS, COLOURS, Drawn, Look, Value, looks
@@ -26,6 +26,7 @@ from study.ledger import CurvePoint, Ledger, Trial
 from study.pareto import non_dominated
 from study.spec import StudySpec
 from study.survival import kaplan_meier
+from study.wording import goal_text, metric_name, objective_name
 
 UNITS: dict[Axis, tuple[str, float]] = {
     "step": ("updates (all stages)", 1.0),

@@ -13,12 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from study.answer import Cell, metric_name, rate_text
+from study.answer import Cell
 from study.figure_files import Drawn, Look, looks
 from study.ledger import Ledger, Trial
 from study.pareto import non_dominated
 from study.spec import InferenceTimeSpec, StudySpec
 from study.terminal import point_text
+from study.wording import metric_name, rate_text
 from trainables.stage import InferenceTime
 
 

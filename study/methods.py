@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from study.answer import Answer, ArmResult, device_sentences, metric_name, objective_name, target_text, time_text
+from study.answer import Answer, ArmResult, device_sentences
 from study.differences import ArmDifference
 from study.ledger import Ledger
 from study.page import Section, bullets, paragraph
@@ -12,6 +12,7 @@ from study.plan import grid_of, samples
 from study.scaling_report import LAWS
 from study.spec import GroupSpec, StudySpec
 from study.terminal import point_text
+from study.wording import metric_name, objective_name, target_text, time_text
 from trainables.data.config import CorpusConfig, FolderConfig, MixtureConfig, PromptsConfig
 from trainables.data.corpus import CorpusError, total_seconds
 from trainables.stage import Phase, Stage

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from study.answer import WITH_LM, Answer, Cell
+from study.answer import Answer, Cell
 from study.direction import Direction, Pair, direction_as_dict
 from study.inference_report import model_times
 from study.ledger import Ledger, Trial
@@ -26,6 +26,7 @@ from study.published import (
 from study.spec import StudySpec
 from study.statistics import Mean, mean_of
 from study.wav2vec_s_claims import claim_as_dict, reviewed_claims
+from study.wording import WITH_LM
 
 Times = list[tuple[Cell, Sequence[float]]]  # seconds of each pass over dev
 

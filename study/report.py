@@ -7,22 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from study.answer import (
-    AXES,
-    Answer,
-    Comparison,
-    TargetResult,
-    answer,
-    by_decoding,
-    goal_text,
-    metric_name,
-    objective_name,
-    objective_text,
-    probability_text,
-    rate_text,
-    shown_rates,
-    target_text,
-)
+from study.answer import AXES, Answer, Comparison, TargetResult, answer
 from study.convergence import Axis
 from study.devices import Device
 from study.differences import HEAD, NOTE, ArmDifference, difference_cells, differences, missing_trials
@@ -59,6 +44,17 @@ from study.stage_costs import NOTE as COST_NOTE
 from study.stage_costs import SHARING_NOTE, cost_figure, cost_sentences, cost_table, sharing_table, stage_costs
 from study.statistics import Mean, Ratio
 from study.terminal import duration, percent, point_text
+from study.wording import (
+    by_decoding,
+    goal_text,
+    metric_name,
+    objective_name,
+    objective_text,
+    probability_text,
+    rate_text,
+    shown_rates,
+    target_text,
+)
 
 Svgs = Mapping[str, str]  # name of a figure -> SVG element
 

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
-from study.answer import objective_name
 from study.figure_files import Drawn, Look, looks
 from study.scaling import preferred, size_text
 from study.scaling_result import ArmScaling, ScalingResult
+from study.wording import objective_name
 
 BEYOND = 4.0  # how far curves are drawn past the largest measured size
 

@@ -11,12 +11,13 @@ from typing import Any, get_args
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from study.answer import ON_ONE_DEVICE, Answer, time_text
+from study.answer import ON_ONE_DEVICE, Answer
 from study.devices import Devices
 from study.figure_files import BARS, Drawn, Value
 from study.ledger import CurvePoint, Ledger, Trial
 from study.spec import StudySpec
 from study.statistics import Mean, mean_of
+from study.wording import time_text
 from trainables.stage import StageKind
 
 KINDS: tuple[str, ...] = get_args(StageKind)

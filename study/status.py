@@ -111,7 +111,7 @@ def _watch(ledger: Ledger, names: list[str]) -> int:
 def _table(rows: list[dict[str, Any]]) -> Table:
     from rich.table import Table
 
-    from study.answer import metric_name
+    from study.wording import metric_name
 
     with_cost = any(row["cost"] is not None for row in rows)
     table = Table("study", "state")

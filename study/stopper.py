@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from study.answer import metric_name
 from study.constraints import recogniser_parameters
 from study.early_stopping import EarlyStopper
 from study.ledger import Evaluation, Ledger, Trial
 from study.spec import StudySpec
+from study.wording import metric_name
 from trainables.stage import Report, Stage
 
 

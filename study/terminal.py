@@ -13,8 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from study.answer import (
-    Answer,
+from study.answer import Answer
+from study.estimate import Estimate, Spending
+from study.ledger import Ledger, Trial
+from study.plan import Plan
+from study.spec import METRICS, StudySpec
+from study.watcher import Watcher
+from study.wording import (
     by_decoding,
     metric_name,
     objective_name,
@@ -23,11 +28,6 @@ from study.answer import (
     rate_text,
     shown_rates,
 )
-from study.estimate import Estimate, Spending
-from study.ledger import Ledger, Trial
-from study.plan import Plan
-from study.spec import METRICS, StudySpec
-from study.watcher import Watcher
 from trainables.models.cost import ModelSize
 from trainables.stage import Report, Stage
 

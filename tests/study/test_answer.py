@@ -13,22 +13,12 @@ import pytest
 import scipy.stats
 from pydantic import ValidationError
 
-from study.answer import (
-    AXES,
-    Front,
-    answer,
-    answer_as_dict,
-    arm_result,
-    goal_text,
-    metric_name,
-    objective_name,
-    objective_text,
-    probability_text,
-)
+from study.answer import AXES, Front, answer, answer_as_dict, arm_result
 from study.ledger import Ledger, Origin
 from study.spec import StudySpec
 from study.statistics import Mean, mean_of
 from study.survival import Duration, ratio_of_restricted_means, restricted_mean
+from study.wording import goal_text, metric_name, objective_name, objective_text, probability_text
 from tests.study.builders import (
     LEARNING_RATE,
     SECONDS_OF_AUDIO_A_STEP,

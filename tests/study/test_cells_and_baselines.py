@@ -11,9 +11,10 @@ import pytest
 import scipy.stats
 from pydantic import ValidationError
 
-from study.answer import answer, answer_as_dict, rate_text
+from study.answer import answer, answer_as_dict
 from study.report import write_report
 from study.statistics import Mean, mean_of
+from study.wording import rate_text
 from tests.study.builders import add_trial, dev_curve, open_study, report, run_trial, spec_of, supervised
 
 RATE = 1e-3

@@ -93,3 +93,10 @@ def test_in_mixed_precision_the_states_stay_in_fp32(gru: BidirectionalGru, dtype
     torch.testing.assert_close(found_BTE, exact_BTE, rtol=0, atol=0.02)
     found_BTE.sum().backward()
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in gru.parameters())
+
+
+@pytest.mark.parametrize("lengths", [[4, 9, 1], None])
+def test_what_accelerators_use_gives_the_same(gru: BidirectionalGru, lengths: list[int] | None) -> None:
+    x_BTE, _ = batch([4, 9, 1])
+    num_frames_B = torch.tensor(lengths) if lengths else None
+    torch.testing.assert_close(gru._torchs(x_BTE, num_frames_B), gru(x_BTE, num_frames_B), rtol=1e-12, atol=1e-12)
