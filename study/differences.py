@@ -60,7 +60,7 @@ class ArmDifference:
 
 
 @dataclass(frozen=True)
-class _Result:
+class ScoredSplit:
     """The hypotheses of one trial for a split."""
 
     speakers: list[str]
@@ -128,8 +128,8 @@ def _row(
     comparison: Comparison,
     metric: str,
     rate: str,
-    ours: Sequence[_Result],
-    theirs: Sequence[_Result],
+    ours: Sequence[ScoredSplit],
+    theirs: Sequence[ScoredSplit],
     missing: tuple[str, ...],
 ) -> ArmDifference:
     difference, problem = None, ""
@@ -157,7 +157,7 @@ def _row(
 
 def _read(
     spec: StudySpec, ledger: Ledger, arm: ArmResult, split: str, decoding: str
-) -> tuple[list[_Result], list[str]]:
+) -> tuple[list[ScoredSplit], list[str]]:
     """The hypotheses of the arm's trials, and the names of those whose hypotheses are gone or damaged."""
     results, gone = [], []
     for trial in arm.trials:
@@ -165,16 +165,17 @@ def _read(
         stages = ledger.trial_stages(trial.study, trial.trial)
         try:
             last = [stage for stage in stages if (stage["kind"] == "decode") == bool(decoding)][-1]
-            results.append(_result(store.read_named(last["kind"], last["name"], f"hypotheses-{split}.jsonl")))
+            results.append(scored_split(store.read_named(last["kind"], last["name"], f"hypotheses-{split}.jsonl")))
         except (OSError, ValueError, LookupError):
             gone.append(trial.trial)
     return results, gone
 
 
-def _result(hypotheses: bytes) -> _Result:
+def scored_split(hypotheses: bytes) -> ScoredSplit:
+    """From the content of a file of hypotheses."""
     rows = [json.loads(line) for line in hypotheses.decode().splitlines()]
     ids = [row["id"] for row in rows]
-    return _Result(
+    return ScoredSplit(
         speakers=[row.get("speaker", "") for row in rows],
         scored={
             rate: Scored(ids, np.array([row[errors] for row in rows]), np.array([row[length] for row in rows]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from trainables.settings_file import SettingsError
 
 if TYPE_CHECKING:
+    from study.statistics import Mean
     from trainables.scoring import Hypothesis
 
 
@@ -35,22 +37,33 @@ def _errors(options: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
+    from study.statistics import Mean
     from study.terminal import make_console
-    from study.wording import metric_name
+    from study.wording import metric_name, rate_text
     from trainables.scoring import confusions, counts, error_rates, worst
 
-    hypotheses, decoding = _hypotheses(options)
+    path, decoding = _file(options)
+    hypotheses, intervals = _read(path)
     rates = error_rates(hypotheses)
     utterances = worst(hypotheses)[: options.top]
     found = {unit: confusions(hypotheses, unit)[: options.top] for unit in ("words", "characters")}
     if options.json:
         rows = {unit: [asdict(confusion) for confusion in pairs] for unit, pairs in found.items()}
         worst_rows = [asdict(h) | counts(h)._asdict() for h in utterances]
-        print(json.dumps({"rates": rates, "worst": worst_rows, "confusions": rows}, indent=2, ensure_ascii=False))
+        ends = {name: [mean.low, mean.high] for name, mean in intervals.items()}
+        content = {"rates": rates, "intervals": ends, "worst": worst_rows, "confusions": rows}
+        print(json.dumps(content, indent=2, ensure_ascii=False))
         return 0
     console = make_console()
-    shown = "  ".join(f"{metric_name(f'{options.split}_{name}')} {value:.1%}" for name, value in rates.items())
+    shown = "  ".join(
+        f"{metric_name(f'{options.split}_{name}')} {rate_text(intervals.get(name, Mean(value, None, None)))}"
+        for name, value in rates.items()
+    )
     console.print(Text(f"{options.trial}, {decoding}, {len(hypotheses)} utterances: {shown}"))
+    if intervals:
+        console.print(
+            Text("95 % intervals over speakers, or one speaker's utterances; of this model, not of other seeds")
+        )
     table = Table(
         "utterance",
         "errors",
@@ -77,10 +90,10 @@ def _shown(token: str) -> str:
     return {"": "-", " ": "(space)"}.get(token, token)
 
 
-def _hypotheses(options: argparse.Namespace) -> tuple[list[Hypothesis], str]:
+def _file(options: argparse.Namespace) -> tuple[Path, str]:
+    """Of the hypotheses, and how they were decoded."""
     from study.ledger import Ledger
     from study.trained import decoded_folder, trained_folder
-    from trainables.evaluate import read_hypotheses
 
     storage = options.storage.absolute()
     ledger = Ledger.existing(storage)
@@ -88,10 +101,23 @@ def _hypotheses(options: argparse.Namespace) -> tuple[list[Hypothesis], str]:
     path = (decoded or trained_folder(ledger, storage, options.trial)) / f"hypotheses-{options.split}.jsonl"
     if not path.is_file():
         raise SettingsError([f"{path}: no such file; was the storage folder moved without its stages?"])
+    return path, "with its language model" if decoded else "greedy decoding"
+
+
+def _read(path: Path) -> tuple[list[Hypothesis], dict[str, Mean]]:
+    """The hypotheses, and their error rates with intervals, where there are two speakers or utterances to tell from."""
+    from study.differences import scored_split
+    from study.significance import rate_interval
+    from trainables.evaluate import read_hypotheses
+
     try:
-        hypotheses = read_hypotheses(path)
-    except (ValueError, TypeError) as error:
+        hypotheses, found = read_hypotheses(path), scored_split(path.read_bytes())
+    except (ValueError, TypeError, KeyError) as error:
         raise SettingsError(
             [f"{path}: is damaged ({error}); remove the stage's folder, and it is trained again"]
         ) from None
-    return hypotheses, "with its language model" if decoded else "greedy decoding"
+    intervals = {}
+    for rate, scored in found.scored.items():
+        with contextlib.suppress(ValueError):
+            intervals[rate] = rate_interval([scored], found.speakers)
+    return hypotheses, intervals

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from study.significance import Scored, rate_interval
 from study.spec import StudySpec
 from tests.study.builders import add_trial, open_study, spec_of, supervised
 from tests.study.conftest import Call
@@ -104,6 +107,14 @@ class TestJson:
         ]
         assert found["confusions"]["characters"][0] == {"reference": "a", "hypothesis": "", "count": 4}
 
+    def test_has_the_intervals_of_a_bootstrap_over_speakers(self, errors: Any) -> None:
+        found = errors("plain-000")
+        scored = Scored(["a", "b", "c", "d"], np.array([2, 1, 0, 2]), np.array([3, 2, 2, 2]))
+        expected = rate_interval([scored], ["ana", "eva", "ana", "eva"])
+        assert found["intervals"]["wer"] == [expected.low, expected.high]
+        assert found["intervals"]["cer"][0] < found["rates"]["cer"] < found["intervals"]["cer"][1]
+        assert errors("plain-000", "--split", "dev")["intervals"] == {}  # one utterance tells nothing
+
     def test_is_of_the_language_model_where_there_is_one(self, errors: Any) -> None:
         assert errors("decoded-000")["rates"] == error_rates(DECODED)
         assert errors("decoded-000", "--greedy")["rates"] == error_rates(GREEDY)
@@ -134,7 +145,9 @@ class TestText:
         code, out, err = call("errors", "plain-000", "--storage", storage)
         assert (code, err) == (0, "")
         lines = [line.strip() for line in out.splitlines()]
-        assert lines[0] == "plain-000, greedy decoding, 4 utterances: test WER 55.6%  test CER 31.1%"
+        interval = r"\([\d.]+-[\d.]+\)"
+        rates = rf"test WER 55\.6% {interval}  test CER 31\.1% {interval}"
+        assert re.fullmatch(rf"plain-000, greedy decoding, 4 utterances: {rates}", lines[0])
         assert any("una casa blanca" in line and "2 / 3" in line for line in lines)
         assert any("un casa banca" in line for line in lines)
         assert any("(nothing)" in line for line in lines)
