@@ -204,6 +204,15 @@ class TestRefused:
         assert (code, out) == (2, "")
         assert "hypotheses-test.jsonl: no such file; was the storage folder moved without its stages?" in err
 
+    @pytest.mark.parametrize("content", ["{", "[]\n", '{"id": "a"}\n'])
+    def test_hypotheses_that_are_damaged(self, storage: Path, call: Call, content: str) -> None:
+        for path in storage.glob("stages/supervised/*/hypotheses-dev.jsonl"):
+            path.write_text(content)
+        code, out, err = call("errors", "plain-000", "--split", "dev", "--storage", storage)
+        assert (code, out) == (2, "")
+        assert "hypotheses-dev.jsonl: is damaged (" in err
+        assert err.endswith("; remove the stage's folder, and it is trained again\n")
+
     def test_a_split_that_was_not_decoded(self, storage: Path, call: Call) -> None:
         code, _, err = call("errors", "decoded-000", "--split", "dev", "--storage", storage)
         assert code == 2
