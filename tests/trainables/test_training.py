@@ -624,11 +624,11 @@ def test_a_resumed_stage_equals_an_uninterrupted_one_to_the_last_bit(
 def test_two_workers_train_as_one(
     chains: dict[str, list[Stage]], alone: StageStore, together: StageStore, name: str
 ) -> None:
-    """Measured: losses differ by 2e-6 of themselves and weights by 2e-5; with bf16 by 3e-3 and 5e-4.
+    """Measured: losses differ by 2e-6 of themselves and weights by 2e-5; with 16 bits by 3e-3 and 5e-4.
 
-    The error rates are equal; with bf16 one character of the test split is not, and they are not compared.
+    The error rates are equal; with bf16 one character of the test split is not: with 16 bits they are not compared.
     """
-    narrow = name == "bf16"
+    narrow = name in ("bf16", "fp16")
     relative, absolute = (2e-2, 2e-3) if narrow else (1e-4, 1e-4)
     for stage in chains[name]:
         expected, found = alone.result(stage), together.result(stage)
