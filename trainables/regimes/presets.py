@@ -70,14 +70,14 @@ _COMPACT_CONTRASTIVE = {
     "feature_penalty_weight": 1.0,
 }
 
-# A hundred or two of updates of such models, on a CPU.
+# Some hundred updates of such models, on a CPU.
 _SHORT = {
     "batch_seconds": 12,
     "augment_speed": False,
     "schedule": {"kind": "tri_stage", "warmup_fraction": 0.05},
 }
 _SHORT_LABELLED = {**_SHORT, "evaluate_every": 25}
-_SHORT_SOURCE = "this project, for a hundred or two of updates of compact_cnn_gru on the embedded speech"
+_SHORT_SOURCE = "this project, for some hundred updates of compact_cnn_gru on the embedded speech"
 
 # wav2vec 2.0 and SEW: fine-tuning
 
