@@ -9,7 +9,7 @@ from pathlib import Path
 
 def eventually(condition: Callable[[], bool]) -> bool:
     """True as soon as the condition holds; False after a time that only a broken program needs."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         if time.monotonic() > deadline:
             return False
