@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,22 +23,28 @@ from trainables.data.corpus import CorpusError, Utterance
 
 BLOCK_SAMPLES = 1 << 20  # read at a time: what a header promises may not be there
 LARGEST_FILTER = 100_000_000  # weights of the filter that resamples; 44,100 Hz needs 91,000 of them
-UNDECODABLE = (soundfile.SoundFileError, OSError, TypeError)  # the last of what is named .raw, and has no header
+UNDECODABLE = (soundfile.SoundFileError, OSError)
 LOUDEST = 1_000.0  # of a sample: what is beyond was written in another scale
 FULL_SCALE = 32_768  # of a stored sample, which is int16
+ENDS_WITH_SOUND = ("FLAC", "MP3", "OGG")  # formats in which hardly more than a tag may follow the sound
+UNREAD_SECONDS = 0.25  # of sound that may be left behind what a file is said to hold
 KEPT_FILES = 4_000  # about 2 GB of 15 s utterances
 
 
 def read_audio(path: Path) -> NDArray[np.float16]:
     """The file as mono float16 at 16 kHz.
 
-    Raises CorpusError naming the file when it cannot be decoded or holds no sound.
+    Raises CorpusError naming the file when it cannot be decoded, to its end, or holds no sound.
     """
     try:
-        with soundfile.SoundFile(path) as file:
+        with open_audio(path) as file:
             rate_hz, blocks = file.samplerate, list(_blocks(file))
+            unread = unread_seconds(file, sum(len(block) for block in blocks) / rate_hz)
     except UNDECODABLE as error:
-        raise CorpusError(f"{path}: cannot be decoded as audio ({error}); repair it or remove its line") from error
+        reason = undecodable_because(error)
+        raise CorpusError(f"{path}: cannot be decoded as audio ({reason}); repair it or remove its line") from error
+    if unread > UNREAD_SECONDS:
+        raise CorpusError(f"{path}: {goes_on(unread)}")
     if not can_resample(rate_hz):
         raise CorpusError(
             f"{path}: its sample rate, {rate_hz} Hz, is none that audio has; convert it, or remove its line"
@@ -51,6 +58,32 @@ def read_audio(path: Path) -> NDArray[np.float16]:
         raise CorpusError(f"{path}: has samples up to {peak:g}, not in [-1, 1]; convert it")
     stored: NDArray[np.float16] = mono_S.to(torch.float16).numpy()
     return stored
+
+
+def open_audio(path: Path) -> soundfile.SoundFile:
+    """The file, by a descriptor that it closes. Raises one of UNDECODABLE."""
+    return soundfile.SoundFile(os.open(path, os.O_RDONLY))
+
+
+def undecodable_because(error: Exception) -> str:
+    """Without the number of the descriptor."""
+    return error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+
+
+def unread_seconds(file: soundfile.SoundFile, seconds: float) -> float:
+    """How much sound follows the `seconds` that were read from the beginning, judged by the bytes that are left.
+
+    libsndfile stops where the first of several joined files ends, and where it guesses the end of an MP3 file whose
+    bit rate varies, and which has no table of it.
+    """
+    end = os.lseek(file.name, 0, os.SEEK_CUR)
+    left = os.fstat(file.name).st_size - end
+    return seconds * left / end if file.format in ENDS_WITH_SOUND and end else 0.0
+
+
+def goes_on(unread: float) -> str:
+    """What is wrong with a file of which so many seconds are left."""
+    return f"goes on for about {unread:.1f} s behind the end that libsndfile finds; encode it again"
 
 
 def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:

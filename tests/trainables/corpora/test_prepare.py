@@ -33,7 +33,7 @@ from scipy.signal import resample_poly
 
 from tests.processes import eventually
 from tests.trainables.corpora.layouts import Recording, recordings, write_table
-from trainables.data.audio import waveform
+from trainables.data.audio import read_audio, waveform
 from trainables.data.config import SAMPLE_RATE_HZ, FolderConfig
 from trainables.data.corpora import audio_store
 from trainables.data.corpora import prepare as preparation
@@ -490,6 +490,44 @@ def test_a_file_that_was_cut_short_is_never_stored(
     path.write_bytes(content[: int(share * len(content))])
     ((_, found),) = audio_store.decoded([Segment("id", path, "uno", "train")], LIMITS)
     assert isinstance(found, Finding)
+
+
+def decoded_of(path: Path) -> NDArray[np.int16] | Finding:
+    ((_, found),) = audio_store.decoded([Segment("id", path, "uno", "train")], LIMITS)
+    return found
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
+def test_of_joined_files_the_first_is_not_taken_for_the_whole(
+    whole: Mapping[str, Path], tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"joined{suffix}"
+    path.write_bytes(whole[suffix].read_bytes() * 2)
+    found = decoded_of(path)
+    assert isinstance(found, Finding)
+    assert (found.kind, "goes on for about" in found.detail) == ("undecodable", True)
+    with pytest.raises(CorpusError, match="goes on for about"):
+        read_audio(path)
+
+
+def test_mp3_of_two_bit_rates_without_a_table_is_not_cut_where_its_first_rate_ends(tmp_path: Path) -> None:
+    spoken, content = several(1)[0].samples, b""
+    for level in (0.0, 0.9):  # a high bit rate, then a low one
+        part = tmp_path / f"part{level}.mp3"
+        soundfile.write(part, spoken, SAMPLE_RATE_HZ, bitrate_mode="CONSTANT", compression_level=level)
+        written = part.read_bytes()
+        content += written[written.index(written[:2], 4) :]  # without the frame that has the table
+    path = tmp_path / "rates.mp3"
+    path.write_bytes(content)
+    assert soundfile.info(path).frames < 1.9 * len(spoken)
+    assert isinstance(decoded_of(path), Finding)
+
+
+@pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])
+def test_a_tag_behind_the_sound_is_no_sound(whole: Mapping[str, Path], tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"tagged{suffix}"
+    path.write_bytes(whole[suffix].read_bytes() + b"TAG" + b"speech".ljust(125, b"\0"))  # ID3v1
+    np.testing.assert_array_equal(decoded_of(path), decoded_of(whole[suffix]))
 
 
 BYTES = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(1, 255)), max_size=6)

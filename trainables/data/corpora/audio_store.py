@@ -27,11 +27,22 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 
-from trainables.data.audio import FULL_SCALE, LOUDEST, UNDECODABLE, at_sample_rate, can_resample, mono
+from trainables.data.audio import (
+    FULL_SCALE,
+    LOUDEST,
+    UNDECODABLE,
+    UNREAD_SECONDS,
+    at_sample_rate,
+    can_resample,
+    goes_on,
+    mono,
+    open_audio,
+    undecodable_because,
+    unread_seconds,
+)
 from trainables.data.corpora.findings import Finding, Limits
 from trainables.data.corpora.segment import Segment
 from trainables.data.corpus import BYTES_PER_SAMPLE, CorpusError
@@ -198,7 +209,7 @@ def decoded(segments: Sequence[Segment], limits: Limits) -> Iterator[tuple[Segme
                 file = _opened(path)
                 problem = None if file else ("missing_audio", "no such file")
             except UNDECODABLE as error:
-                file, problem = None, ("undecodable", str(error))
+                file, problem = None, ("undecodable", undecodable_because(error))
         if file is None:
             assert problem
             yield segment, Finding(problem[0], segment.id, str(segment.path), problem[1])  # type: ignore[arg-type]
@@ -210,7 +221,7 @@ def decoded(segments: Sequence[Segment], limits: Limits) -> Iterator[tuple[Segme
 
 def _opened(path: Path) -> Any:
     """The audio file; None where there is no regular file, such as a pipe, which nobody may ever write to."""
-    return soundfile.SoundFile(path) if path.is_file() else None
+    return open_audio(path) if path.is_file() else None
 
 
 def _samples(segment: Segment, file: Any, limits: Limits) -> NDArray[np.int16] | Finding:
@@ -234,9 +245,12 @@ def _samples(segment: Segment, file: Any, limits: Limits) -> NDArray[np.int16] |
         file.seek(first)
         samples = file.read(count, dtype="float32", always_2d=True)
     except UNDECODABLE as error:
-        return found("undecodable", str(error))
+        return found("undecodable", undecodable_because(error))
     if message := _length_problem(segment, file, len(samples) / rate_hz, limits):
         return found(*message)
+    whole = segment.start_seconds == 0 and segment.duration_seconds is None
+    if whole and (unread := unread_seconds(file, len(samples) / rate_hz)) > UNREAD_SECONDS:
+        return found("undecodable", goes_on(unread))
     if segment.channel is not None and segment.channel >= samples.shape[1]:
         return found("undecodable", f"has {samples.shape[1]} channel(s); channel {segment.channel} is asked for")
     heard = mono(samples) if segment.channel is None else samples[:, segment.channel]
