@@ -16,7 +16,7 @@ import shutil
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from study.ledger import Ledger, Trial
 from trainables.lease import Lease
+from trainables.object_lease import ObjectLease
 from trainables.object_storage import checked_url
 from trainables.remote_stages import LISTING, RemoteStages
 from trainables.settings_file import SettingsError
@@ -85,22 +86,34 @@ def survey(ledger: Ledger, storage: Path, keep_best: int = 1) -> list[Item]:
 def survey_remote(ledger: Ledger, remote: RemoteStages, keep_best: int = 1) -> list[Item]:
     """Every stage in object storage, in the same order.
 
-    Other ledgers may have stages there: what no trial of this one has is kept. Raises ObjectStorageError.
+    Other ledgers may have stages there: what no trial of this one has is kept. Where leases are old, this takes as long
+    as it takes to see whether somebody renews them. Raises ObjectStorageError.
     """
     uses, running = _uses(ledger, keep_best), _running_specs(ledger)
     found: list[_Ranked] = []
-    for place, objects in remote.measure().items():
+    measured = remote.measure()
+    in_use = _in_use(remote, {place: objects["lease"][1] for place, objects in measured.items() if "lease" in objects})
+    for place, objects in measured.items():
         kind, _, stage = place.partition("/")
         state: State = "finished" if "DONE" in objects else "unfinished"
         use = uses.get(stage, _Use())
-        held = "lease" in objects and remote.lease(place).held_by_another()
-        kept = _why_kept(use, state, named=stage in running, held=held)
+        kept = _why_kept(use, state, named=stage in running, held=place in in_use)
         if kept != _HELD and not use.trials:
             kept = "no trial of this ledger has it"
         size = sum(num_bytes for num_bytes, _ in objects.values())
         item = _item(f"{remote.url}/stages/{place}", kind, state, use, size, kept)
         found.append((-use.rank, max(written_at for _, written_at in objects.values()), item))
     return _in_order(found)
+
+
+def _in_use(remote: RemoteStages, written_at: Mapping[str, float]) -> set[str]:
+    """Places of the stages that workers have, of those with leases, of which it is known when they were written."""
+    leases = {place: remote.lease(place) for place in written_at}
+    held = {place for place, lease in leases.items() if lease.held_by_another()}
+    if any(time.time() - written_at[place] > ObjectLease.STALE_SECONDS for place in held):
+        time.sleep(ObjectLease.STALE_SECONDS + 1)  # clocks differ: only who does not renew it now is dead
+        held = {place for place in held if leases[place].held_by_another()}
+    return held
 
 
 def _in_order(found: list[_Ranked]) -> list[Item]:

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,22 @@ def test_what_a_worker_has_stays(race: Studied, url: str) -> None:
         assert remove(race.ledger, over_quota(items, 0), RemoteStages(url)) == []
     assert objects(url) == before
     assert gc(race, url, keep_best=0) == [f"{url}/stages/{place(stage)}"]
+
+
+def test_a_stage_goes_whose_worker_died_on_a_machine_that_is_gone(
+    race: Studied, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lease of which nobody here can see the process; another one is alive, and renews its own."""
+    monkeypatch.setattr(ObjectLease, "HEARTBEAT_SECONDS", 0.5)
+    dead, alive = (race.add(number, rate, cer=0.3)[-1] for number, rate in enumerate((1e-3, 2e-3)))
+    ObjectStorage(url).create(f"stages/{place(dead)}/lease", b"another-machine/boot 1 1 cafe 0")
+    with race.store.lease(alive).hold() as held:
+        assert held
+        assert gc(race, url, keep_best=0) == []  # as new as a living one's
+        monkeypatch.setattr(ObjectLease, "STALE_SECONDS", 4.0)
+        time.sleep(5.0)
+        assert gc(race, url, keep_best=0) == [f"{url}/stages/{place(dead)}"]
+        assert list(reasons(race, url, keep_best=0).values()).count("a worker has it") == 1
 
 
 def test_what_a_trial_needs_that_came_after_the_survey_stays(race: Studied, url: str) -> None:
