@@ -25,6 +25,9 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v")
 PIXELS_PER_INCH = 150
 
+# How the files beside the SVG are saved, by their formats.
+FURTHER: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": PIXELS_PER_INCH}}
+
 # How bars of each kind of stage are drawn.
 BARS: dict[str, dict[str, Any]] = {
     kind: {"facecolor": colour, "hatch": hatch, "edgecolor": "white"}
@@ -66,8 +69,8 @@ def save(drawn: Drawn, path: Path) -> str:
     # Text stays text in SVG, fonts are embedded as TrueType in PDF, and names in the SVG are the same each time.
     with matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": path.name}):
         drawn.figure.savefig(svg, format="svg", metadata={"Date": None})
-        drawn.figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
-        drawn.figure.savefig(path.with_suffix(".png"), dpi=PIXELS_PER_INCH)
+        for suffix, options in FURTHER.items():
+            drawn.figure.savefig(path.with_suffix(f".{suffix}"), **options)
     plt.close(drawn.figure)
     path.with_suffix(".svg").write_text(svg.getvalue(), encoding="utf-8")
     with path.with_suffix(".csv").open("w", encoding="utf-8", newline="") as file:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from study import figure_files
 from study.run import main
 
 Call = Callable[..., tuple[int, str, str]]
@@ -21,3 +22,9 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
         return code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def no_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports without their figures' PDF files, which take more time than all others together."""
+    monkeypatch.delitem(figure_files.FURTHER, "pdf")

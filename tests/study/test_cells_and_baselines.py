@@ -17,6 +17,8 @@ from study.statistics import Mean, mean_of
 from study.wording import rate_text
 from tests.study.builders import add_trial, dev_curve, open_study, report, run_trial, spec_of, supervised
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 RATE = 1e-3
 
 

@@ -33,6 +33,8 @@ from tests.study.builders import (
 from tests.study.test_scaling_report import SIZES, STEPS
 from tests.study.test_scaling_report import settings as scaling_settings
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 COST = {"new": 1.0, "old": 2.0, "oldest": 6.0}  # seconds of a step
 CROSSINGS = {"slow": (25.0, 26.0, 27.0, 28.0), "fast": (20.0, 21.0, 22.0, 23.0)}
 

@@ -24,6 +24,8 @@ from trainables.scoring import Hypothesis, error_rates
 from trainables.stage import StageResult
 from trainables.store import StageStore
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 WORDS = ["uno", "dos", "tres", "cuatro", "cinco", "seis", "siete", "ocho", "nueve", "diez"]
 SPEAKERS = ("ana", "eva", "leo", "pau")
 SEEDS = (1, 2)

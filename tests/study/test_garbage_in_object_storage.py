@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -19,6 +18,7 @@ from study.garbage import over_quota, remove, survey, survey_remote
 from study.ledger import Ledger, LedgerError
 from study.run import main
 from tests.buckets import BUCKET, BucketServer, bucket_server
+from tests.processes import forkserver
 from tests.study.test_garbage import Studied, run_gc
 from trainables.object_lease import ObjectLease
 from trainables.object_storage import ObjectStorage
@@ -218,8 +218,7 @@ def test_killed_at_any_write_it_leaves_whole_stages_or_garbage(
     race: Studied, url: str, bucket_server: BucketServer
 ) -> None:
     """Killed by the server when it asks for a write, which is not made."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([garbage.__name__])
+    context = forkserver(__name__)
     stage = race.add(0, 1e-3, cer=0.3)[-1]
     race.ledger.end_study("race")
     kept = {key for key in objects(url) if place(stage) not in key}

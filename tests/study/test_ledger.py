@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -20,6 +19,7 @@ import sqlalchemy as sa
 from study.ledger import SCHEMA_VERSION, Evaluation, Ledger, LedgerError, Spent
 from study.provenance import environment
 from study.spec import StudySpec
+from tests.processes import forked, forkserver
 from tests.study.builders import (
     LEARNING_RATE,
     SECONDS_OF_AUDIO_A_STEP,
@@ -146,17 +146,14 @@ class TestPoints:
     ) -> None:
         _, (stage,) = add_trial(ledger, spec, "slow")
         reports = [report(step, loss=1 / step, dev_cer=0.5) for step in range(1, 201)]
-        context = multiprocessing.get_context("spawn")
+        context = forkserver(__name__)
         start = context.Barrier(3)
-        writers = [
-            context.Process(target=_append_one_by_one, args=(tmp_path, stage.fingerprint(), reports, start))
-            for _ in range(2)
-        ]
+        writers = [forked(context, _append_one_by_one, tmp_path, stage.fingerprint(), reports, start) for _ in range(2)]
         for writer in writers:
             writer.start()
-        start.wait(60)
+        start.wait(300)
         for writer in writers:
-            writer.join(60)
+            writer.join(300)
             assert writer.exitcode == 0
         found = rows(tmp_path, "select step, metric, value from points order by step, metric")
         assert found == [row for step in range(1, 201) for row in ((step, "dev_cer", 0.5), (step, "loss", 1 / step))]
@@ -172,7 +169,7 @@ class TestPoints:
 
 def _append_one_by_one(folder: Path, stage: str, reports: list[Report], start: Any) -> None:
     ledger = Ledger.of(folder)
-    start.wait(60)
+    start.wait(300)
     for each in reports:
         ledger.append(stage, [each])
 
@@ -439,18 +436,18 @@ class TestEarlierVersions:
 
 
 def _at_once(count: int, work: Any, folder: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = forkserver(__name__)
     start = context.Barrier(count)
-    processes = [context.Process(target=work, args=(folder, start)) for _ in range(count)]
+    processes = [forked(context, work, folder, start) for _ in range(count)]
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0] * count
 
 
 def _open(folder: Path, start: Any) -> None:
-    start.wait(60)
+    start.wait(300)
     Ledger.of(folder).close()
 
 
@@ -530,20 +527,20 @@ class TestCrashes:
             assert len(steps) >= confirmed
 
     def test_processes_may_open_a_new_ledger_at_the_same_moment(self, tmp_path: Path) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = forkserver(__name__)
         start = context.Barrier(4)
-        openers = [context.Process(target=_open_new_ones, args=(tmp_path, start)) for _ in range(4)]
+        openers = [forked(context, _open_new_ones, tmp_path, start) for _ in range(4)]
         for opener in openers:
             opener.start()
         for opener in openers:
-            opener.join(60)
+            opener.join(300)
         assert [opener.exitcode for opener in openers] == [0] * 4
 
 
 def _open_new_ones(folder: Path, start: Any) -> None:
     try:
         for number in range(20):
-            start.wait(60)
+            start.wait(300)
             Ledger.of(folder / str(number)).close()
     except BaseException:
         start.abort()  # the others need not wait

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sqlite3
 import subprocess
@@ -20,6 +19,7 @@ from study.run import main
 from study.search import Search
 from study.spec import StopSpec, StudySpec
 from study.stopping import budget_is_spent
+from tests.processes import forked, forkserver
 from tests.study.builders import add_trial, dev_curve, open_study, report, run_trial, spec_of, write_sweep
 from tests.study.conftest import Call
 
@@ -193,15 +193,15 @@ def test_many_writers_at_once_lose_nothing_and_double_nothing(tmp_path: Path) ->
     spec = spec_of(tmp_path)
     ledger = open_study(spec)
     name, (stage,) = add_trial(ledger, spec, "slow")
-    context = multiprocessing.get_context("spawn")
+    context = forkserver(__name__)
     writers = [
-        context.Process(target=_append, args=(tmp_path, stage.fingerprint(), range(first, first + 100)))
+        forked(context, _append, tmp_path, stage.fingerprint(), range(first, first + 100))
         for first in (0, 50, 100, 150)
     ]
     for writer in writers:
         writer.start()
     for writer in writers:
-        writer.join(120)
+        writer.join(300)
         assert writer.exitcode == 0
     assert [p.step for p in ledger.curve(spec.study, name, "loss")] == list(range(250))
 

@@ -26,6 +26,8 @@ from tests.study.builders import (
 from trainables.data.config import PromptsConfig
 from trainables.trial import corpus_of
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 
 def methods(spec: StudySpec, ledger: Ledger) -> dict[str, str]:
     """Heading -> words below it."""

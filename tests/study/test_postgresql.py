@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import threading
 import time
@@ -19,6 +18,7 @@ from study import database
 from study.ledger import Ledger, LedgerError
 from study.provenance import environment
 from study.spec import StudySpec, without_passwords
+from tests.processes import forked, forkserver
 from tests.study.builders import add_trial, report, run_trial, spec_of, write_sweep
 from tests.study.conftest import Call
 from tests.study.postgresql import PASSWORD, PostgreSQL, binaries
@@ -134,13 +134,13 @@ def test_a_server_that_starts_again_under_writers_loses_nothing_and_doubles_noth
     """Two writers of the same steps; every connection ends three times in the middle of what it does."""
     spec, ledger = study_of(url, tmp_path)
     _, (stage,) = add_trial(ledger, spec, "slow")
-    context = multiprocessing.get_context("spawn")
+    context = forkserver(__name__)
     opened, count, stop = context.Barrier(3), context.Value("i", 0), context.Event()
     shared = (url, stage.fingerprint(), opened, count, stop)
-    writers = [context.Process(target=_write, args=shared) for _ in range(2)]
+    writers = [forked(context, _write, *shared) for _ in range(2)]
     for writer in writers:
         writer.start()
-    opened.wait(120)
+    opened.wait(300)
     for _ in range(3):
         before = count.value
         while count.value < before + 50:
@@ -149,7 +149,7 @@ def test_a_server_that_starts_again_under_writers_loses_nothing_and_doubles_noth
         server.restart()
     stop.set()
     for writer in writers:
-        writer.join(60)
+        writer.join(300)
         assert writer.exitcode == 0
     last = count.value
     assert points(url)[: 2 * last] == [
@@ -161,7 +161,7 @@ def test_a_server_that_starts_again_under_writers_loses_nothing_and_doubles_noth
 def _write(url: str, stage: str, opened: Any, count: Any, stop: Any) -> None:
     """Count the steps that were confirmed."""
     ledger = Ledger(url)
-    opened.wait(120)
+    opened.wait(300)
     step = 0
     while not stop.is_set():
         step += 1
@@ -234,8 +234,8 @@ def test_points_can_be_seen_in_the_order_of_their_ids(url: str, tmp_path: Path) 
     """The mirror asks for what came after the last id that it has seen: no lower one may come later."""
     spec, ledger = study_of(url, tmp_path)
     _, (stage,) = add_trial(ledger, spec, "slow")
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_append, args=(url, stage.fingerprint(), first)) for first in (1, 2, 3)]
+    context = forkserver(__name__)
+    writers = [forked(context, _append, url, stage.fingerprint(), first) for first in (1, 2, 3)]
     for writer in writers:
         writer.start()
     seen: list[int] = []

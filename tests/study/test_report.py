@@ -38,6 +38,8 @@ from trainables.decoding.ngram import estimate
 from trainables.settings_file import SettingsError
 from trainables.trial import stages_of
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 
 def fill(spec: StudySpec) -> Ledger:
     """Two arms with a search trial, a failure and three replications each, and one unfinished trial."""

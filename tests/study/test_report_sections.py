@@ -19,6 +19,8 @@ from tests.study.test_similarity import ARMS, similarities
 from trainables.stage import InferenceTime
 from trainables.trial import stages_of
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> StudySpec:

@@ -31,6 +31,8 @@ from tests.study.builders import (
 )
 from trainables.settings_file import SettingsError
 
+pytestmark = pytest.mark.usefixtures("no_pdf")
+
 STEPS = "regime.train.steps"
 SIZES = (100, 300, 1000, 3000, 10000)
 

@@ -45,7 +45,11 @@ class Server:
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self._port)]
         command += ["--artifacts-destination", str(self._folder / "artifacts"), "--workers", "1"]
-        environment = {**os.environ, "MLFLOW_BACKEND_STORE_URI": self._store}
+        environment = {
+            **os.environ,
+            "MLFLOW_BACKEND_STORE_URI": self._store,
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes more
+        }
         log = (self._folder / "server.log").open("ab")
         self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         deadline = time.monotonic() + 300

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import multiprocessing
 import re
 import shutil
 import signal
@@ -19,6 +18,7 @@ import pytest
 from study.run import main as study
 from tests.buckets import BUCKET, BucketServer, bucket_server
 from tests.conftest import pretrain_finetune, small_trial, spanish_rows, write_corpus
+from tests.processes import forkserver
 from tests.study.builders import spec_of, write_sweep
 from tests.trainables.object_storage_work import train
 from tests.trainables.test_loop import run, without_times
@@ -240,8 +240,7 @@ def test_a_process_killed_at_any_write_shows_no_part_of_a_stage_and_leaves_no_tr
     """Killed by the server when it asks for a write, which is not made; the next process runs on another machine."""
     stage = small(corpus, 2)
     run(stage, whole := StageStore(tmp_path / "whole"))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([train.__module__])
+    context = forkserver(train.__module__)
 
     def died(place: str, root: str, kill_at: int | None) -> bool:
         process = context.Process(target=train, args=(bucket_server.environment, stage, tmp_path / root, place))

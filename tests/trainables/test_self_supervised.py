@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tests.processes import run_two_workers
 from trainables.models.acoustic import count_parameters
 from trainables.models.config import LinearProjectionConfig, MlpProjectionConfig, QuantiserConfig
 from trainables.models.self_supervised import FrameBatchNorm, SelfSupervisedHead, make_projection
@@ -118,7 +118,7 @@ def _worker(place: int, root: Path) -> None:
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[dict[str, Tensor]]]]:
     root = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, args=(root,), nprocs=2)
+    run_two_workers(_worker, root)
     return [torch.load(root / f"{place}.pt", weights_only=True) for place in range(2)]
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from tests.conftest import SMALL_MODEL, SMALL_TRANSFORMER, small_trial
+from tests.processes import run_two_workers
 from tests.trainables.builders import characters_of, corpus_of
 from tests.trainables.test_loop import run, weights, without_times
 from tests.trainables.test_resume import assert_same_weights, interrupted, supervised
@@ -601,7 +601,7 @@ def together(
 ) -> StageStore:
     store = StageStore(tmp_path_factory.mktemp("together"))
     interrupted(begun_alone, store, 3)
-    mp.spawn(_worker, args=([begun_alone, *itertools.chain(*chains.values())], store.root), nprocs=2)
+    run_two_workers(_worker, [begun_alone, *itertools.chain(*chains.values())], store.root)
     return store
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from tests.conftest import bl_just, pretrain_finetune, small_trial
+from tests.processes import run_two_workers
 from tests.trainables.test_loop import run, weights
 from trainables.loop import run_stage
 from trainables.stage import Stage
@@ -50,7 +50,7 @@ def stages(small_corpus: Path) -> list[Stage]:
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, stages: list[Stage]) -> Path:
     root = tmp_path_factory.mktemp("workers")
-    mp.spawn(_worker, args=(stages, root), nprocs=2)
+    run_two_workers(_worker, stages, root)
     return root
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from tests.conftest import pretrain_finetune
+from tests.processes import run_two_workers
 from tests.trainables.test_loop import run, stages, weights
 from tests.trainables.test_resume import supervised
 from trainables.distributed import agree, gather, rank, sum_over_workers, world_size
@@ -104,7 +104,7 @@ def root(
     root = tmp_path_factory.mktemp("workers")
     with StageStore(root / "together").lease(busy).hold() as lease:
         assert lease
-        mp.spawn(_worker, args=(one_at_a_time, busy, leaving, root), nprocs=2)
+        run_two_workers(_worker, one_at_a_time, busy, leaving, root)
     return root
 
 
