@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+export PYTHONDONTWRITEBYTECODE =  # what is compiled is kept: tests start hundreds of processes
 
 .PHONY: quickstart test test-long check
 
