@@ -25,8 +25,8 @@ LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v")
 PIXELS_PER_INCH = 150
 
-# How the files beside the SVG are saved, by their formats.
-FURTHER: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": PIXELS_PER_INCH}}
+# How a figure is saved beside its SVG, by the format.
+BESIDE_SVG: dict[str, dict[str, Any]] = {"pdf": {"metadata": {"CreationDate": None}}, "png": {"dpi": PIXELS_PER_INCH}}
 
 # How bars of each kind of stage are drawn.
 BARS: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ def save(drawn: Drawn, path: Path) -> str:
     # Text stays text in SVG, fonts are embedded as TrueType in PDF, and names in the SVG are the same each time.
     with matplotlib.rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": path.name}):
         drawn.figure.savefig(svg, format="svg", metadata={"Date": None})
-        for suffix, options in FURTHER.items():
+        for suffix, options in BESIDE_SVG.items():
             drawn.figure.savefig(path.with_suffix(f".{suffix}"), **options)
     plt.close(drawn.figure)
     path.with_suffix(".svg").write_text(svg.getvalue(), encoding="utf-8")

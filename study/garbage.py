@@ -106,11 +106,11 @@ def survey_remote(ledger: Ledger, remote: RemoteStages, keep_best: int = 1) -> l
     return _in_order(found)
 
 
-def _in_use(remote: RemoteStages, written_at: Mapping[str, float]) -> set[str]:
-    """Places of the stages that workers have, of those with leases, of which it is known when they were written."""
-    leases = {place: remote.lease(place) for place in written_at}
+def _in_use(remote: RemoteStages, leased_at: Mapping[str, float]) -> set[str]:
+    """Those places that workers have. `leased_at`: when the lease of each was last written, in Unix time."""
+    leases = {place: remote.lease(place) for place in leased_at}
     held = {place for place, lease in leases.items() if lease.held_by_another()}
-    if any(time.time() - written_at[place] > ObjectLease.STALE_SECONDS for place in held):
+    if any(time.time() - leased_at[place] > ObjectLease.STALE_SECONDS for place in held):
         time.sleep(ObjectLease.STALE_SECONDS + 1)  # clocks differ: only who does not renew it now is dead
         held = {place for place in held if leases[place].held_by_another()}
     return held

@@ -27,4 +27,4 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
 @pytest.fixture
 def no_pdf(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports without their figures' PDF files, which take more time than all others together."""
-    monkeypatch.delitem(figure_files.FURTHER, "pdf")
+    monkeypatch.delitem(figure_files.BESIDE_SVG, "pdf")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import time
 import uuid
@@ -18,7 +17,7 @@ from study.garbage import over_quota, remove, survey, survey_remote
 from study.ledger import Ledger, LedgerError
 from study.run import main
 from tests.buckets import BUCKET, BucketServer, bucket_server
-from tests.processes import forkserver
+from tests.processes import forked, forkserver
 from tests.study.test_garbage import Studied, run_gc
 from trainables.object_lease import ObjectLease
 from trainables.object_storage import ObjectStorage
@@ -208,8 +207,7 @@ def test_what_is_being_downloaded_is_no_garbage_of_the_folder(
     assert not (elsewhere.folder(stage) / "half").exists()
 
 
-def _remove_all(environment: dict[str, str], storage: Path, url: str) -> None:
-    os.environ.update(environment)
+def _remove_all(storage: Path, url: str) -> None:
     ledger = Ledger.in_folder(storage)
     remove(ledger, over_quota(survey_remote(ledger, RemoteStages(url), 0), 0), RemoteStages(url))
 
@@ -224,7 +222,7 @@ def test_killed_at_any_write_it_leaves_whole_stages_or_garbage(
     kept = {key for key in objects(url) if place(stage) not in key}
     for at in range(20):
         race.finish(stage)
-        process = context.Process(target=_remove_all, args=(bucket_server.environment, race.spec.storage, url))
+        process = forked(context, _remove_all, race.spec.storage, url)
         process.start()
         assert process.pid
         bucket_server.forget(process.pid, at)

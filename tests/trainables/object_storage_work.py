@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,9 +13,8 @@ from trainables.stage import Stage
 from trainables.store import StageStore
 
 
-def train(environment: Mapping[str, str], stage: Stage, root: Path, url: str) -> None:
+def train(stage: Stage, root: Path, url: str) -> None:
     """Train the stage, and upload every checkpoint, however long that takes."""
-    os.environ.update(environment)
     torch.set_num_threads(1)
     loop.UPLOADING_SHARE = math.inf
     loop.run_stage(stage, StageStore(root, url), lambda report: None)

@@ -18,7 +18,7 @@ import pytest
 from study.run import main as study
 from tests.buckets import BUCKET, BucketServer, bucket_server
 from tests.conftest import pretrain_finetune, small_trial, spanish_rows, write_corpus
-from tests.processes import forkserver
+from tests.processes import forked, forkserver
 from tests.study.builders import spec_of, write_sweep
 from tests.trainables.object_storage_work import train
 from tests.trainables.test_loop import run, without_times
@@ -243,7 +243,7 @@ def test_a_process_killed_at_any_write_shows_no_part_of_a_stage_and_leaves_no_tr
     context = forkserver(train.__module__)
 
     def died(place: str, root: str, kill_at: int | None) -> bool:
-        process = context.Process(target=train, args=(bucket_server.environment, stage, tmp_path / root, place))
+        process = forked(context, train, stage, tmp_path / root, place)
         process.start()
         assert process.pid
         bucket_server.forget(process.pid, kill_at)

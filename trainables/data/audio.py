@@ -39,12 +39,12 @@ def read_audio(path: Path) -> NDArray[np.float16]:
     try:
         with open_audio(path) as file:
             rate_hz, blocks = file.samplerate, list(_blocks(file))
-            unread = unread_seconds(file, sum(len(block) for block in blocks) / rate_hz)
+            left_behind = left_behind_end(file, sum(len(block) for block in blocks) / rate_hz)
     except UNDECODABLE as error:
         reason = undecodable_because(error)
         raise CorpusError(f"{path}: cannot be decoded as audio ({reason}); repair it or remove its line") from error
-    if unread > UNREAD_SECONDS:
-        raise CorpusError(f"{path}: {goes_on(unread)}")
+    if left_behind:
+        raise CorpusError(f"{path}: {left_behind}")
     if not can_resample(rate_hz):
         raise CorpusError(
             f"{path}: its sample rate, {rate_hz} Hz, is none that audio has; convert it, or remove its line"
@@ -70,20 +70,17 @@ def undecodable_because(error: Exception) -> str:
     return error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
 
 
-def unread_seconds(file: soundfile.SoundFile, seconds: float) -> float:
-    """How much sound follows the `seconds` that were read from the beginning, judged by the bytes that are left.
+def left_behind_end(file: soundfile.SoundFile, seconds: float) -> str | None:
+    """What is wrong with a file of which `seconds` were read, all that libsndfile finds, and much is left; else None.
 
     libsndfile stops where the first of several joined files ends, and where it guesses the end of an MP3 file whose
-    bit rate varies, and which has no table of it.
+    bit rate varies, and which has no table of it. How long the rest lasts is judged by its bytes.
     """
     end = os.lseek(file.name, 0, os.SEEK_CUR)
-    left = os.fstat(file.name).st_size - end
-    return seconds * left / end if file.format in ENDS_WITH_SOUND and end else 0.0
-
-
-def goes_on(unread: float) -> str:
-    """What is wrong with a file of which so many seconds are left."""
-    return f"goes on for about {unread:.1f} s behind the end that libsndfile finds; encode it again"
+    bytes_left = os.fstat(file.name).st_size - end
+    if file.format not in ENDS_WITH_SOUND or not end or seconds * bytes_left / end <= UNREAD_SECONDS:
+        return None
+    return f"goes on for about {seconds * bytes_left / end:.1f} s behind the end that libsndfile finds; encode it again"
 
 
 def _blocks(file: soundfile.SoundFile) -> Iterator[NDArray[np.float32]]:

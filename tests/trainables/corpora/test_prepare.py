@@ -479,6 +479,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return {suffix: folder / f"spoken{suffix}" for suffix in FORMATS}
 
 
+def decoded_of(path: Path) -> NDArray[np.int16] | Finding:
+    ((_, found),) = audio_store.decoded([Segment("id", path, "uno", "train")], LIMITS)
+    return found
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
 def test_a_file_that_was_cut_short_is_never_stored(
@@ -488,13 +493,7 @@ def test_a_file_that_was_cut_short_is_never_stored(
     content = whole[suffix].read_bytes()
     path = tmp_path / f"cut{suffix}"
     path.write_bytes(content[: int(share * len(content))])
-    ((_, found),) = audio_store.decoded([Segment("id", path, "uno", "train")], LIMITS)
-    assert isinstance(found, Finding)
-
-
-def decoded_of(path: Path) -> NDArray[np.int16] | Finding:
-    ((_, found),) = audio_store.decoded([Segment("id", path, "uno", "train")], LIMITS)
-    return found
+    assert isinstance(decoded_of(path), Finding)
 
 
 @pytest.mark.parametrize("suffix", [".flac", ".ogg", ".mp3"])

@@ -34,14 +34,12 @@ from trainables.data.audio import (
     FULL_SCALE,
     LOUDEST,
     UNDECODABLE,
-    UNREAD_SECONDS,
     at_sample_rate,
     can_resample,
-    goes_on,
+    left_behind_end,
     mono,
     open_audio,
     undecodable_because,
-    unread_seconds,
 )
 from trainables.data.corpora.findings import Finding, Limits
 from trainables.data.corpora.segment import Segment
@@ -249,8 +247,8 @@ def _samples(segment: Segment, file: Any, limits: Limits) -> NDArray[np.int16] |
     if message := _length_problem(segment, file, len(samples) / rate_hz, limits):
         return found(*message)
     whole = segment.start_seconds == 0 and segment.duration_seconds is None
-    if whole and (unread := unread_seconds(file, len(samples) / rate_hz)) > UNREAD_SECONDS:
-        return found("undecodable", goes_on(unread))
+    if whole and (left_behind := left_behind_end(file, len(samples) / rate_hz)):
+        return found("undecodable", left_behind)
     if segment.channel is not None and segment.channel >= samples.shape[1]:
         return found("undecodable", f"has {samples.shape[1]} channel(s); channel {segment.channel} is asked for")
     heard = mono(samples) if segment.channel is None else samples[:, segment.channel]
